@@ -1,0 +1,12 @@
+"""guardrail keeps a chatbot on its topic.
+
+>>> from guardrail import guarded
+>>> @guarded("guardrail.yaml")
+... def chat(message: str) -> str: ...
+"""
+
+from guardrail.errors import AdapterError, ConfigError, GuardrailError, ScoringError
+from guardrail.policy import Action, Decision, Policy
+
+__all__ = ["Action", "AdapterError", "ConfigError", "Decision", "GuardrailError", "Policy", "ScoringError"]
+__version__ = "0.1.0"

@@ -1,0 +1,214 @@
+"""Who may pass: a pure function from scores to a decision.
+
+`Policy.decide` looks at nothing but its arguments, so recorded scores can be judged again under another policy. The order is:
+
+1. `rules`, top to bottom; the first whose conditions all hold decides (`flag` only marks and goes on),
+2. `deny`: a denied topic that is `related` is refused, whatever `allow` says,
+3. `allow`: a topic that is `related` passes; without an `allow` list everything passes that was not denied,
+4. `unsure`: where 2 or 3 could not tell,
+5. refuse.
+
+Allowed topics are read at the lowest score over the parts of a text, denied ones at the highest (see `scoring.Score`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from types import MappingProxyType
+
+from guardrail.scoring import Band, Scores, Topic
+
+
+class Action(str, Enum):
+    """What happens to a turn."""
+
+    ALLOW = "allow"
+    REFUSE = "refuse"
+    ROUTE = "route"
+
+
+class Mode(str, Enum):
+    """Whether a policy acts, or only records what it would have done."""
+
+    ENFORCE = "enforce"
+    SHADOW = "shadow"
+
+
+@dataclass(frozen=True, slots=True)
+class Do:
+    """An action with what it needs: `route` the upstream's name, `refuse` optionally its own replies."""
+
+    action: Action
+    to: str | None = None
+    replies: tuple[str, ...] = ()
+
+
+ALLOW = Do(Action.ALLOW)
+REFUSE = Do(Action.REFUSE)
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """Conditions that must all hold, and what to do then; `do` is None for a rule that only flags."""
+
+    name: str
+    do: Do | None
+    flag: str | None = None
+    bands: Mapping[str, frozenset[Band]] = field(default_factory=dict)
+    text_longer_than: int | None = None
+    """In characters of the turn, context apart."""
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """All that a policy may look at; `text_length` in characters, `seed` picks one of several replies."""
+
+    scores: Scores
+    topics: Mapping[str, Topic]
+    text_length: int = 0
+    seed: int = 0
+
+    def band(self, topic: str, *, strict: bool) -> Band:
+        """Band of a topic: of its lowest score when `strict`, of its highest otherwise."""
+        score = self.scores[topic]
+        return self.topics[topic].thresholds.band(score.low if strict else score.high)
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What was decided and why; the same value reaches decorator, proxy, log and metrics."""
+
+    action: Action
+    reason: str
+    rule: str = ""
+    reply: str = ""
+    """The refusal text; empty unless the action is refuse."""
+    route: str | None = None
+    flags: tuple[str, ...] = ()
+    scores: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
+    bands: Mapping[str, Band] = field(default_factory=lambda: MappingProxyType({}))
+    shadow: Action | None = None
+    """In shadow mode: what an enforcing policy would have done."""
+    error: str | None = None
+    """Why the guard could not score; then `on_error` decided."""
+    retry_after: float | None = None
+    """Seconds after which an overloaded guard may be asked again."""
+    policy_version: str = ""
+    adapter_versions: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    timings: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
+    """Milliseconds by stage."""
+
+    @property
+    def allowed(self) -> bool:
+        """Whether the call may go on, here or by another route."""
+        return self.action is not Action.REFUSE
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """The rules; see the module's docstring for their order."""
+
+    allow: tuple[str, ...] = ()
+    deny: tuple[str, ...] = ()
+    unsure: Do = ALLOW
+    replies: tuple[str, ...] = ("I can't help with that here.",)
+    rules: tuple[Rule, ...] = ()
+    on_error: Action = Action.REFUSE
+    mode: Mode = Mode.ENFORCE
+    titles: Mapping[str, str] = field(default_factory=dict)
+    """Topic name -> how it is called in a reply; the name with spaces where it is missing."""
+    version: str = ""
+
+    def decide(self, seen: Observation) -> Decision:
+        """The decision on one observation. Pure; `KeyError` if a topic of the policy was not scored."""
+        flags = tuple(rule.flag for rule in self.rules if rule.flag and _holds(rule, seen))
+        do, reason, rule = self._verdict(seen)
+        return self._decision(do, reason, rule, flags, seen)
+
+    def decide_unscored(self, error: str, retry_after: float | None = None, seed: int = 0) -> Decision:
+        """The decision on a turn that the guard could not score: `on_error`, in shadow mode allow."""
+        shadowed = self.mode is Mode.SHADOW
+        action = Action.ALLOW if shadowed else self.on_error
+        return Decision(
+            action=action,
+            reason=f"guard failed, on_error: {self.on_error.value}",
+            rule="on_error",
+            reply=self._reply(REFUSE, seed) if action is Action.REFUSE else "",
+            shadow=self.on_error if shadowed else None,
+            error=error,
+            retry_after=retry_after,
+            policy_version=self.version,
+        )
+
+    def _verdict(self, seen: Observation) -> tuple[Do, str, str]:
+        for rule in self.rules:
+            if rule.do is not None and _holds(rule, seen):
+                return rule.do, f"rule {rule.name!r} holds", rule.name
+        doubt = ""
+        for topic in self.deny:
+            band = seen.band(topic, strict=False)
+            if band is Band.RELATED:
+                return REFUSE, f"{topic} is denied", f"deny: {topic}"
+            if band is Band.UNSURE:
+                doubt = doubt or f"unsure whether the text is about {topic}, which is denied"
+        return self._verdict_of_allow(seen, doubt)
+
+    def _verdict_of_allow(self, seen: Observation, doubt: str) -> tuple[Do, str, str]:
+        bands = {topic: seen.band(topic, strict=True) for topic in self.allow}
+        related = next((topic for topic, band in bands.items() if band is Band.RELATED), None)
+        if not doubt and related is not None:
+            return ALLOW, f"{related} is allowed", f"allow: {related}"
+        if not doubt and not self.allow:
+            return ALLOW, "no denied topic", "deny"
+        unsure = next((topic for topic, band in bands.items() if band is Band.UNSURE), None)
+        if doubt and (related or unsure or not self.allow):
+            return self.unsure, doubt, "unsure"
+        if unsure is not None:
+            return self.unsure, f"unsure whether the text is about {unsure}", "unsure"
+        return REFUSE, f"none of the allowed topics: {', '.join(self.allow)}", "allow"
+
+    def _decision(self, do: Do, reason: str, rule: str, flags: tuple[str, ...], seen: Observation) -> Decision:
+        shadowed = self.mode is Mode.SHADOW
+        action = Action.ALLOW if shadowed else do.action
+        return Decision(
+            action=action,
+            reason=reason,
+            rule=rule,
+            reply=self._reply(do, seen.seed) if action is Action.REFUSE else "",
+            route=do.to if action is Action.ROUTE else None,
+            flags=flags,
+            scores=MappingProxyType({topic: self._read(topic, seen) for topic in seen.scores}),
+            bands=MappingProxyType({t: seen.band(t, strict=t not in self.deny) for t in seen.scores}),
+            shadow=do.action if shadowed else None,
+            policy_version=self.version,
+            adapter_versions=MappingProxyType({name: topic.version for name, topic in seen.topics.items()}),
+        )
+
+    def _read(self, topic: str, seen: Observation) -> float:
+        score = seen.scores[topic]
+        return score.high if topic in self.deny else score.low
+
+    def _reply(self, do: Do, seed: int) -> str:
+        replies = do.replies or self.replies
+        names = [self.titles.get(topic, topic.replace("_", " ")) for topic in self.allow]
+        return replies[seed % len(replies)].replace("{topic}", " or ".join(names) or "that")
+
+    def topics_used(self) -> Iterator[str]:
+        """Every topic that some part of the policy reads."""
+        yield from self.allow
+        yield from self.deny
+        for rule in self.rules:
+            yield from rule.bands
+
+
+def _holds(rule: Rule, seen: Observation) -> bool:
+    """A rule that lets pass needs all parts of the text in its bands, one that refuses or flags only one: cautious both ways."""
+    if rule.text_longer_than is not None and seen.text_length <= rule.text_longer_than:
+        return False
+    passes = rule.do is not None and rule.do.action is not Action.REFUSE
+    enough = all if passes else any
+    return all(
+        enough(seen.band(topic, strict=strict) in bands for strict in (True, False)) for topic, bands in rule.bands.items()
+    )
