@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Generator, Mapping, Sequence
 from concurrent import futures
 from concurrent.futures import Future
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
 from types import MappingProxyType, TracebackType
@@ -37,6 +37,33 @@ class Refused(Exception):
         super().__init__(f"refused: {decision.reason}")
         self.decision = decision
         self.reply = decision.reply
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """One decision and everything that led to it; `tried` names each rule that was looked at and whether it held."""
+
+    turn: Turn
+    seen: Observation
+    tried: tuple[tuple[str, bool], ...]
+    decision: Decision
+
+
+@dataclass(frozen=True, slots=True)
+class TestResult:
+    """What came of one of the config's `tests`."""
+
+    __test__ = False  # not for pytest
+
+    test: TestConfig
+    decision: Decision
+    passed: bool
+
+    def __str__(self) -> str:
+        """The sentence, what was expected and what came, with the scores."""
+        scores = ", ".join(f"{topic} {score:.3f}" for topic, score in self.decision.scores.items())
+        action = (self.decision.shadow or self.decision.action).value
+        return f"{self.test.say!r}: expected {self.test.expect.value}, got {action} ({self.decision.reason}; {scores})"
 
 
 class Guard:
@@ -78,9 +105,11 @@ class Guard:
         near = Path(path).resolve().parent
         scorer = open_engine(adapters, device=config.device, near=near, queue_limit=config.queue_limit)
         guard = cls.from_config(config, scorer)
-        if run_tests and (failures := guard.failed_tests(config.tests)):
+        results = [guard.run_test(test) for test in config.tests] if run_tests else []
+        failed = [Problem(str(path), None, f"tests[{i}]", str(result)) for i, result in enumerate(results) if not result.passed]
+        if failed:
             guard.close()
-            raise ConfigError([Problem(str(path), None, f"tests[{index}]", reason) for index, reason in failures])
+            raise ConfigError(failed)
         return guard
 
     @classmethod
@@ -115,17 +144,19 @@ class Guard:
         """As `check`, without blocking the event loop; when it is cancelled, so is the scoring."""
         return await self._await(self._judging(self.turn(said, context)))
 
-    def failed_tests(self, tests: Sequence[TestConfig]) -> list[tuple[int, str]]:
-        """Index and reason of each policy test that does not come out as expected."""
-        failures = []
-        for index, test in enumerate(tests):
-            decision = self.check(test.say, context=test.after)
-            action = decision.shadow or decision.action
-            if action is not test.expect:
-                scores = ", ".join(f"{topic} {score:.3f}" for topic, score in decision.scores.items())
-                found = f"expected {test.expect.value}, got {action.value} ({decision.reason}; {scores})"
-                failures.append((index, f"{test.say!r}: {found}"))
-        return failures
+    def explain(self, said: Said, *, context: Sequence[str] = ()) -> Explanation:
+        """The whole story of one decision; raises `ScoringError` where `check` would fall back on `on_error`."""
+        turn = self.turn(said, context)
+        started = perf_counter()
+        scores = self.scorer.submit(turn).result(self.timeout)
+        seen = self._observation(turn, scores)
+        decision = _timed(self.policy.decide(seen), started)
+        return Explanation(turn, seen, tuple(self.policy.tried(seen)), decision)
+
+    def run_test(self, test: TestConfig) -> TestResult:
+        """Judge the sentence of a policy test; in shadow mode by what an enforcing policy would do."""
+        decision = self.check(test.say, context=test.after)
+        return TestResult(test, decision, (decision.shadow or decision.action) is test.expect)
 
     def close(self) -> None:
         """Stop the scorer's workers."""
@@ -139,17 +170,19 @@ class Guard:
 
     def _judging(self, turn: Turn) -> _Judging:
         started = perf_counter()
-        seed = zlib.crc32(turn.text.encode("utf-8", "replace"))
         try:
             scores = yield self.scorer.submit(turn)
         except UnreadableError:
             raise
         except Exception as exc:  # whatever broke: the policy's on_error decides, so that no fault lets a turn through
             retry_after = exc.retry_after if isinstance(exc, OverloadedError) else None
-            decision = self.policy.decide_unscored(f"{type(exc).__name__}: {exc}", retry_after, seed)
+            decision = self.policy.decide_unscored(f"{type(exc).__name__}: {exc}", retry_after, _seed(turn))
         else:
-            decision = self.policy.decide(Observation(scores, self.topics, len(turn.text), seed))
-        return replace(decision, timings=MappingProxyType({"guard_ms": (perf_counter() - started) * 1000}))
+            decision = self.policy.decide(self._observation(turn, scores))
+        return _timed(decision, started)
+
+    def _observation(self, turn: Turn, scores: Scores) -> Observation:
+        return Observation(scores, self.topics, len(turn.text), _seed(turn))
 
     def _wait(self, judging: _Judging) -> Decision:
         try:
@@ -184,6 +217,15 @@ class Guard:
 
     def _late(self) -> ScoringError:
         return ScoringError(f"no score within {self.timeout:g} s")
+
+
+def _seed(turn: Turn) -> int:
+    """The same turn gets the same of several replies, whoever asks and whenever."""
+    return zlib.crc32(turn.text.encode("utf-8", "replace"))
+
+
+def _timed(decision: Decision, started: float) -> Decision:
+    return replace(decision, timings=MappingProxyType({"guard_ms": (perf_counter() - started) * 1000}))
 
 
 def _resume(judging: _Judging, outcome: Scores | Exception) -> Decision:

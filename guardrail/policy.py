@@ -195,6 +195,14 @@ class Policy:
         names = [self.titles.get(topic, topic.replace("_", " ")) for topic in self.allow]
         return replies[seed % len(replies)].replace("{topic}", " or ".join(names) or "that")
 
+    def tried(self, seen: Observation) -> Iterator[tuple[str, bool]]:
+        """Each rule's name and whether it holds, in order, up to the one that decides."""
+        for rule in self.rules:
+            holds = _holds(rule, seen)
+            yield rule.name, holds
+            if holds and rule.do is not None:
+                return
+
     def topics_used(self) -> Iterator[str]:
         """Every topic that some part of the policy reads."""
         yield from self.allow

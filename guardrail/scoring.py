@@ -41,6 +41,11 @@ class Thresholds:
             return Band.RELATED
         return Band.NOT_RELATED if probability < self.not_related else Band.UNSURE
 
+    def predicted(self, probability: float) -> Band:
+        """The likelier of the two labels, for whoever needs one: the unsure band is cut in its middle."""
+        middle = (self.not_related + self.related) / 2
+        return Band.RELATED if probability >= middle else Band.NOT_RELATED
+
 
 @dataclass(frozen=True, slots=True)
 class Score:

@@ -1,0 +1,250 @@
+"""The command `guardrail`: serve, demo, score, explain, check, schema, compile, bench.
+
+Exit codes: 0 done, 1 a check or test failed, 2 wrong input (config, adapter, arguments, lines of a file), 130 stopped by Ctrl-C.
+Each command imports what it needs when it runs, so that `guardrail --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from guardrail.errors import GuardrailError
+
+if TYPE_CHECKING:
+    from guardrail.guard import Explanation
+
+DEFAULT_ADAPTER = "star-trek-minilm"
+
+app = typer.Typer(
+    name="guardrail",
+    help="Keeps a chatbot on its topic. Exit codes: 0 done, 1 a check failed, 2 wrong input, 130 stopped.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="A guardrail.yaml.", show_default=False)]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+
+
+def main() -> None:
+    """Entry point: mistakes end with one line on stderr, never with a traceback."""
+    try:
+        app()
+    except GuardrailError as exc:
+        _fail(str(exc))
+
+
+def _fail(message: str) -> NoReturn:
+    typer.echo(f"error: {message}", err=True)
+    sys.exit(2)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from guardrail import __version__
+
+        typer.echo(f"guardrail {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True)] = False) -> None:
+    """Keeps a chatbot on its topic."""
+
+
+@app.command()
+def score(
+    file: Annotated[str, typer.Argument(metavar="[FILE|-]", help="JSON lines; - reads stdin.")] = "-",
+    adapter: Annotated[str | None, typer.Option(help=f"Bundled name, folder or Hub id. Default: {DEFAULT_ADAPTER}.")] = None,
+    config: Annotated[Path | None, typer.Option(help="Take adapter, thresholds and context from this file.")] = None,
+    topic: Annotated[str | None, typer.Option(help="Topic of the config to score; default: its first allowed one.")] = None,
+    form: Annotated[str | None, typer.Option(help="int8, fp32 or bf16; default: the fastest this machine has.")] = None,
+) -> None:
+    """Score a JSON lines file: {"input": ..., "context": [...]} in, the same rows with score, band and predicted out."""
+    from guardrail.jsonl import score_lines
+
+    if adapter is not None and config is not None:
+        _fail("give either --adapter or --config, not both")
+    bad: list[int] = []
+
+    def report(number: int, reason: str) -> None:
+        bad.append(number)
+        typer.echo(f"{file}:{number}: {reason}", err=True)
+
+    with _opened(file) as lines, _scorer(adapter, config, topic, form) as (scorer, name, thresholds, turns):
+        for row in score_lines(_with_progress(lines, file), scorer, name, thresholds, turns, report):
+            sys.stdout.write(json.dumps(row, ensure_ascii=False) + "\n")
+        sys.stdout.flush()
+    if bad:
+        _fail(f"{len(bad)} line{'s' if len(bad) > 1 else ''} of {file} could not be scored")
+
+
+@contextmanager
+def _opened(file: str) -> Iterator[Iterable[bytes]]:
+    if file == "-":
+        yield sys.stdin.buffer
+        return
+    try:
+        with open(file, "rb") as lines:
+            yield lines
+    except OSError as exc:
+        _fail(f"{file}: {exc.strerror}")
+
+
+def _with_progress(lines: Iterable[bytes], file: str) -> Iterable[bytes]:
+    """A progress bar over a file's lines, where a person is watching."""
+    if file == "-" or not sys.stderr.isatty():
+        return lines
+    from rich.console import Console
+    from rich.progress import track
+
+    rows = list(lines)
+    return track(rows, description="scoring", console=Console(stderr=True), transient=True)
+
+
+@contextmanager
+def _scorer(adapter: str | None, config: Path | None, topic: str | None, form: str | None) -> Iterator[tuple[Any, ...]]:
+    """A scorer, the name of the topic to report, its thresholds and the number of context turns."""
+    from guardrail.adapter import find_adapter, load_adapter
+    from guardrail.config import ContextConfig, load_config
+    from guardrail.engine.engine import open_engine
+
+    if form not in (None, "int8", "fp32", "bf16"):
+        _fail(f"--form must be int8, fp32 or bf16, not {form!r}")
+    if config is None:
+        found = load_adapter(find_adapter(adapter or DEFAULT_ADAPTER))
+        adapters, name, turns, by_hand = {found.manifest.topic: found}, found.manifest.topic, ContextConfig().turns, {}
+    else:
+        loaded, every = load_config(config)
+        name = topic or next(iter([*loaded.allow, *loaded.topics]))
+        if name not in every:
+            _fail(f"{config} has no topic {name!r}; it has {', '.join(every)}")
+        adapters, turns, by_hand = {name: every[name]}, loaded.context.turns, loaded.thresholds()
+    scorer = open_engine(adapters, near=config.resolve().parent if config else None, form=form)  # type: ignore[arg-type]
+    try:
+        yield scorer, name, by_hand.get(name, scorer.topics[name].thresholds), turns
+    finally:
+        scorer.close()
+
+
+@app.command()
+def check(config: ConfigPath, as_json: AsJson = False) -> None:
+    """Check a config: everything wrong with it at once, then its tests with the real adapters. Exit code 1 if a test fails."""
+    from guardrail.config import load_config
+    from guardrail.guard import Guard
+
+    loaded, _ = load_config(config)
+    with Guard.from_file(config, run_tests=False) as guard:
+        results = [guard.run_test(test) for test in loaded.tests]
+    failed = sum(not result.passed for result in results)
+    if as_json:
+        tests = [{"say": r.test.say, "expect": r.test.expect.value, "passed": r.passed, **_plain(r.decision)} for r in results]
+        typer.echo(json.dumps({"config": str(config), "failed": failed, "tests": tests}))
+    else:
+        for result in results:
+            typer.echo(f"{'ok    ' if result.passed else 'FAILED'} {result}")
+        typer.echo(f"{config}: no mistakes; {len(results)} tests, {failed} failed")
+    raise typer.Exit(1 if failed else 0)
+
+
+@app.command()
+def explain(
+    config: ConfigPath,
+    text: Annotated[str, typer.Argument(help="What the user says.", show_default=False)],
+    after: Annotated[list[str] | None, typer.Option(help="An earlier user turn; repeat for more, oldest first.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Tell the whole story of one decision: context, scores, thresholds, rules tried, decision, time."""
+    from guardrail.guard import Guard
+
+    with Guard.from_file(config, run_tests=False) as guard:
+        story = guard.explain(text, context=tuple(after or ()))
+    typer.echo(json.dumps(_story(story), ensure_ascii=False) if as_json else _told(story))
+
+
+def _story(story: Explanation) -> dict[str, Any]:
+    topics = {
+        name: {
+            "low": score.low,
+            "high": score.high,
+            "not_related_below": story.seen.topics[name].thresholds.not_related,
+            "related_from": story.seen.topics[name].thresholds.related,
+            "band": story.decision.bands[name].value,
+            "adapter": story.seen.topics[name].adapter,
+        }
+        for name, score in story.seen.scores.items()
+    }
+    rules = [{"rule": name, "holds": holds} for name, holds in story.tried]
+    return {"text": story.turn.text, "context": story.turn.context, "topics": topics, "rules": rules, **_plain(story.decision)}
+
+
+def _told(story: Explanation) -> str:
+    facts = _story(story)
+    lines = [f"text       {facts['text']}", *(f"after      {turn}" for turn in facts["context"])]
+    for name, topic in facts["topics"].items():
+        spread = "" if topic["low"] == topic["high"] else f" (parts from {topic['low']:.3f} to {topic['high']:.3f})"
+        limits = f"not related below {topic['not_related_below']:.3f}, related from {topic['related_from']:.3f}"
+        score = facts["scores"][name]
+        lines.append(f"score      {name} {score:.3f} = {topic['band']}{spread}; {limits}; adapter {topic['adapter']}")
+    lines += [f"rule       {rule['rule']}: {'holds' if rule['holds'] else 'does not hold'}" for rule in facts["rules"]]
+    lines.append(f"decision   {facts['action']}, because {facts['reason']} (policy {facts['policy_version']})")
+    lines += [f"reply      {facts['reply']}"] if facts["reply"] else []
+    lines += [f"route      {facts['route']}"] if facts["route"] else []
+    lines.append(f"time       {facts['timings']['guard_ms']:.1f} ms")
+    return "\n".join(lines)
+
+
+def _plain(decision: Any) -> dict[str, Any]:
+    """A decision as JSON values."""
+    from dataclasses import fields
+
+    def value(thing: Any) -> Any:
+        if hasattr(thing, "items"):
+            return {key: value(item) for key, item in thing.items()}
+        return getattr(thing, "value", thing)
+
+    return {field.name: value(getattr(decision, field.name)) for field in fields(decision)}
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of the config file, for editors."""
+    from guardrail.config import Config
+
+    typer.echo(json.dumps(Config.model_json_schema(), indent=2))
+
+
+@app.command()
+def serve(
+    config: ConfigPath,
+    host: Annotated[str | None, typer.Option(help="Instead of the host of proxy.listen.")] = None,
+    port: Annotated[int | None, typer.Option(help="Instead of the port of proxy.listen.", min=0, max=65535)] = None,
+) -> None:
+    """Start the OpenAI-compatible proxy."""
+    from guardrail.proxy import serve as run
+
+    run(config, host=host, port=port)
+
+
+@app.command("compile")
+def compile_(
+    adapter: Annotated[str, typer.Argument(help="Bundled name, folder or Hub id.", show_default=False)],
+    out: Annotated[Path, typer.Argument(help="Folder to write.", show_default=False)],
+) -> None:
+    """Compile an adapter to its int8 form for CPUs, to ship it ready with an image."""
+    from guardrail.adapter import find_adapter, load_adapter
+    from guardrail.engine.cache import compile_adapter
+
+    typer.echo(compile_adapter(load_adapter(find_adapter(adapter)), out))
+
+
+if __name__ == "__main__":
+    main()
