@@ -102,4 +102,4 @@ def _filled(text: str, key: Key, document: Document, environment: Mapping[str, s
     for name in VARIABLE.findall(text):
         if name not in environment:
             document.report(key, f"the environment variable {name} is not set", f"export {name}=... before the start")
-    return VARIABLE.sub(lambda match: environment.get(match[1], ""), text)
+    return VARIABLE.sub(lambda match: environment.get(match[1], match[0]), text)

@@ -81,7 +81,8 @@ def _training(run: Run) -> Iterator[str]:
     yield f"- LoRA: r {lora.r}, alpha {lora.alpha}, dropout {lora.dropout} on {', '.join(lora.targets)}."
     yield f"- Trained whole: {', '.join(lora.whole)}."
     yield f"- AdamW, lr {how.lr:g}, {how.schedule}, batch {how.batch} x {how.accumulation}, {how.epochs:g} epochs."
-    yield f"- {log['seconds']:.0f} s with {log['processes']} processes of one thread, {log['steps']} steps; torch {log['versions']['torch']}.\n"
+    yield f"- {log['seconds']:.0f} s with {log['processes']} processes of one thread, {log['steps']} steps."
+    yield f"- {', '.join(f'{name} {number}' for name, number in log['versions'].items())}.\n"
 
 
 def _limits(topic: str) -> Iterator[str]:

@@ -71,7 +71,7 @@ class Names:
 
 
 def build_names(names: Iterable[str], messages: Iterable[Example], share: float, seed: int, famous: float = 0.01) -> Names:
-    """Track names; `share` of the entities is test, as much validation; `famous` is the share of messages that makes one train's."""
+    """Track names; `share` of the entities is test, as much validation; one in more than `famous` of the messages is train's."""
     texts = [[*message.context, message.input] for message in messages]
     common = common_words(text for turn in texts for text in turn)
     phrases = _phrases({normalise(name) for name in names}, common)
