@@ -234,6 +234,25 @@ def serve(
     run(config, host=host, port=port)
 
 
+@app.command()
+def bench(
+    adapter: Annotated[str, typer.Option(help="Bundled name, folder or Hub id.")] = DEFAULT_ADAPTER,
+    seconds: Annotated[float, typer.Option(help="How long each load runs.", min=0.5, max=600)] = 5.0,
+    as_json: AsJson = False,
+) -> None:
+    """Measure what the guard costs: scoring, policy and proxy, each beside a peer in the same run."""
+    from guardrail.bench import bench as measure
+
+    figures = list(measure(adapter, seconds, lambda what: typer.echo(f"measuring: {what}", err=True)))
+    if as_json:
+        rows = [{"what": f.what, "value": f.value, "unit": f.unit, "peer": f.peer, "peer_value": f.peer_value} for f in figures]
+        typer.echo(json.dumps(rows))
+        return
+    for figure in figures:
+        peer = f"   {figure.peer} {figure.peer_value:.2f}, ratio {figure.ratio:.2f}" if figure.peer_value else ""
+        typer.echo(f"{figure.what:48} {figure.value:10.2f} {figure.unit:10}{peer}")
+
+
 @app.command("compile")
 def compile_(
     adapter: Annotated[str, typer.Argument(help="Bundled name, folder or Hub id.", show_default=False)],
