@@ -53,8 +53,8 @@ class Example:
 
     @property
     def key(self) -> str:
-        """Normalised text with context: two examples with the same key are the same to a reader."""
-        return "\n".join(normalise(text) for text in (*self.context, self.input))
+        """Normalised text with context: two examples with the same key are the same to a reader. Signs alone stand for themselves."""
+        return "\n".join(normalise(text) or text for text in (*self.context, self.input))
 
 
 def normalise(text: str) -> str:
