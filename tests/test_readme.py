@@ -1,8 +1,8 @@
 """README.md is run from top to bottom in an empty folder, so it cannot go stale.
 
 A `yaml` or `python` block is saved under the name in its first line (`# guardrail.yaml`); a `python` block is then run, and the
-`text` block after it is what it prints. In a `console` block lines after `$ ` are run by bash and the others are what they print, `...`
-standing for anything; a command that ends in `&` stays up to the end. `bash` blocks are the two commands that .ci/run runs from a
+`text` block after it is what it prints. In a `console` block lines after `$ ` are run by bash and the others are what they print,
+`...` standing for anything; a command that ends in `&` stays up to the end. `bash` blocks are commands that .ci/run runs from a
 fresh clone: that they are the same is checked here.
 """
 

@@ -34,19 +34,28 @@ def normalise(text: str) -> str:
 # --- invisible characters -------------------------------------------------------------------------------------------------------
 
 _FLAG = re.compile("\U0001f3f4[\U000e0020-\U000e007e]{1,8}\U000e007f")
-_TAG = re.compile("[\U000e0020-\U000e007e]")
+_TAGS = re.compile("[\U000e0020-\U000e007e]+")
 _INVISIBLE = re.compile(
     "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f\u2800\u3164"
     "\ufe00-\ufe0f\ufeff\uffa0\ufff9-\ufffb\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
 )
-_JOINER = re.compile("(?<=[\u0000-\u052f])[\u200c\u200d]+|[\u200c\u200d]+(?=[\u0000-\u052f])")
-"""Joiners beside Latin, Greek or Cyrillic letters, which do not use them; Persian, Hindi and emoji do."""
+_JOINERS = re.compile("[\u200c\u200d]+")
 
 
 def _visible(text: str) -> str:
     """Without invisible characters; a message in tag characters, which models read ("ASCII smuggling"), is written out."""
-    text = _TAG.sub(lambda tag: chr(ord(tag[0]) - 0xE0000), _FLAG.sub("\U0001f3f4", text))
-    return _JOINER.sub("", _INVISIBLE.sub("", text))
+    text = _TAGS.sub(_tags_written_out, _FLAG.sub("\U0001f3f4", text))
+    return _JOINERS.sub(_joiners_in_place, _INVISIBLE.sub("", text))
+
+
+def _tags_written_out(tags: re.Match[str]) -> str:
+    return " " + "".join(chr(ord(tag) - 0xE0000) for tag in tags[0])
+
+
+def _joiners_in_place(run: re.Match[str]) -> str:
+    """Nothing beside a letter of Latin, Greek or Cyrillic, which do not use joiners; Persian, Hindi and emoji do."""
+    before, after = run.string[run.start() - 1 : run.start()], run.string[run.end() : run.end() + 1]
+    return "" if min(before or "\u0530", after or "\u0530") < "\u0530" else run[0]
 
 
 # --- Latin letters in another form: fullwidth, mathematical, circled, squared, raised ---------------------------------------------
@@ -89,7 +98,7 @@ _SIMILAR = {"b": "вЬьъ", "e": "єε", "h": "нћ", "k": "к", "m": "м", "n"
 """Latin letter -> letters that pass for it only between Latin ones."""
 _TWIN_LETTERS = frozenset("".join(_TWINS.values()))
 _TO_LATIN = str.maketrans({o: latin for table in (_TWINS, _SIMILAR) for latin, others in table.items() for o in others})
-_STRANGE_WORD = re.compile(r"[^\W_]*[^\W_\x00-\u00ff][^\W_]*")
+_STRANGE_WORD = re.compile(r"(?<![^\W_])[^\W_]*[^\W_\x00-\u00ff][^\W_]*")
 
 
 def _lookalikes_folded(text: str) -> str:
