@@ -1,0 +1,268 @@
+"""The decision log: one JSON line a decision, chained by hashes, without the text unless asked for; and what can be done with it.
+
+A line holds what a policy looked at (scores, thresholds, length), so that another policy can judge it again without a model:
+`replay`. Each line carries the hash of the line before it (`prev`) and its own over all its other keys (`hash`), so that a
+changed, missing or moved line is found by `verify`. A rotated log's first line goes on from the last one of the file before.
+
+Lines are written by a thread of the log's own: a decision costs its caller only putting a value into a queue.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import queue
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from guardrail.chat import Turn
+from guardrail.errors import GuardrailError
+from guardrail.policy import Decision, Observation, Policy
+from guardrail.scoring import Score, Thresholds, Topic
+
+GENESIS = "0" * 64
+"""`prev` of the very first line."""
+QUEUE_LIMIT = 10_000  # entries of about 1 KB that may wait for the disk
+logger = logging.getLogger("guardrail.audit")
+
+
+class LogError(GuardrailError):
+    """The decision log cannot be written or read; the message names file, line and what is wrong."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One decision as it is logged; `seen` is None when the guard could not score."""
+
+    turn: Turn
+    seen: Observation | None
+    decision: Decision
+    at: float
+    """Unix time in seconds."""
+
+
+class DecisionLog:
+    """Appends decisions to a file; rotates it at `max_bytes` and keeps `keep` old ones (`log.jsonl.1` is the newest).
+
+    `text` logs the words too. A disk that is full or a path that went away is reported once per fault on the logger
+    `guardrail.audit` and seen in `failed`, which a guard asks when its config says `on_full: refuse`.
+    """
+
+    def __init__(self, path: Path, *, text: bool = False, max_bytes: int = 100 * 2**20, keep: int = 10) -> None:
+        self._path = path
+        self._text = text
+        self._max_bytes = max_bytes
+        self._keep = keep
+        self._previous = _last_hash(path)
+        self._waiting: queue.Queue[Entry | None] = queue.Queue(QUEUE_LIMIT)
+        self._fault = ""
+        self.dropped = 0
+        """Decisions that could not be logged."""
+        self._append([])  # an unwritable path is told at the start
+        if self._fault:
+            raise LogError(
+                f"{path}: the decision log cannot be written: {self._fault}. Fix: make the folder or choose another path"
+            )
+        self._writer = threading.Thread(target=self._write, name="guardrail-audit", daemon=True)
+        self._writer.start()
+
+    @property
+    def failed(self) -> bool:
+        """Whether the last write did not succeed, or entries had to be dropped since."""
+        return bool(self._fault)
+
+    def record(self, turn: Turn, seen: Observation | None, decision: Decision) -> None:
+        """Log a decision; never blocks and never raises."""
+        try:
+            self._waiting.put_nowait(Entry(turn, seen, decision, time.time()))
+        except queue.Full:
+            self._failed("the disk is too slow: the queue is full", 1)
+
+    def close(self) -> None:
+        """Write what waits, then stop."""
+        self._waiting.put(None)
+        self._writer.join()
+
+    def _write(self) -> None:
+        while True:
+            entries = [self._waiting.get()]
+            while not self._waiting.empty() and len(entries) < 512:
+                entries.append(self._waiting.get_nowait())
+            self._append([entry for entry in entries if entry is not None])
+            if None in entries:
+                return
+
+    def _append(self, entries: list[Entry]) -> None:
+        previous, lines = self._previous, []
+        for entry in entries:
+            line, previous = _chained(_fields(entry, self._text), previous)
+            lines.append(line)
+        try:
+            self._rotate()
+            with self._path.open("a", encoding="utf-8") as file:
+                file.writelines(lines)
+        except OSError as exc:
+            self._failed(str(exc), len(entries))
+            return
+        self._previous = previous
+        if self._fault and entries:
+            logger.warning("the decision log %s is written again; %d decisions are missing", self._path, self.dropped)
+            self._fault = ""
+
+    def _failed(self, fault: str, entries: int) -> None:
+        self.dropped += entries
+        if fault != self._fault:
+            logger.error("the decision log %s cannot be written: %s", self._path, fault)
+        self._fault = fault
+
+    def _rotate(self) -> None:
+        if not self._path.exists() or self._path.stat().st_size < self._max_bytes:
+            return
+        for number in range(self._keep, 0, -1):
+            older = self._path.with_name(f"{self._path.name}.{number}")
+            newer = self._path if number == 1 else self._path.with_name(f"{self._path.name}.{number - 1}")
+            if newer.exists():
+                newer.replace(older)
+
+
+def _last_hash(path: Path) -> str:
+    """Hash that the next line goes on from: of the last line, of the newest rotated file's if the file is new."""
+    for file in (path, path.with_name(f"{path.name}.1")):
+        if file.is_file() and (lines := file.read_bytes().rstrip().rsplit(b"\n", 1)) and lines[-1]:
+            try:
+                return str(json.loads(lines[-1])["hash"])
+            except (ValueError, KeyError) as exc:
+                reason = "its last line is no log line. Fix: run `guardrail audit verify`, then move the file away"
+                raise LogError(f"{file}: {reason}") from exc
+    return GENESIS
+
+
+def _fields(entry: Entry, text: bool) -> dict[str, Any]:
+    decision, seen = entry.decision, entry.seen
+    fields: dict[str, Any] = {
+        "at": round(entry.at, 3),
+        "text_sha256": hashlib.sha256(entry.turn.text.encode("utf-8", "surrogatepass")).hexdigest(),
+        "length": len(entry.turn.text),
+        "context": len(entry.turn.context),
+        "action": decision.action.value,
+        "rule": decision.rule,
+        "reason": decision.reason,
+        "policy": decision.policy_version,
+        "ms": round(decision.timings.get("guard_ms", 0.0), 3),
+    }
+    fields |= {"scores": _scores(seen), "seed": seen.seed} if seen else {}
+    fields |= {"shadow": decision.shadow.value} if decision.shadow else {}
+    fields |= {"flags": list(decision.flags)} if decision.flags else {}
+    fields |= {"route": decision.route} if decision.route else {}
+    fields |= {"error": decision.error} if decision.error else {}
+    return fields | ({"text": entry.turn.text, "earlier": list(entry.turn.context)} if text else {})
+
+
+def _scores(seen: Observation) -> dict[str, dict[str, Any]]:
+    return {
+        name: {
+            "low": round(score.low, 6),
+            "high": round(score.high, 6),
+            "band": seen.band(name, strict=True).value,
+            "limits": [seen.topics[name].thresholds.not_related, seen.topics[name].thresholds.related],
+            "adapter": f"{seen.topics[name].adapter}@{seen.topics[name].version}",
+        }
+        for name, score in seen.scores.items()
+    }
+
+
+def _chained(fields: Mapping[str, Any], previous: str) -> tuple[str, str]:
+    """A line with its hashes, and its hash."""
+    body = {**fields, "prev": previous}
+    digest = _digest(body)
+    return json.dumps({**body, "hash": digest}, ensure_ascii=False, separators=(",", ":")) + "\n", digest
+
+
+def _digest(body: Mapping[str, Any]) -> str:
+    text = json.dumps(body, ensure_ascii=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+Fault = Literal["not a log line", "changed", "the line before it is missing or was moved"]
+
+
+def verify(paths: Iterable[Path]) -> Iterator[tuple[Path, int, Fault]]:
+    """File, line number and fault of each line that breaks the chain; give rotated files oldest first.
+
+    A log that starts in the middle (older files were deleted) is fine; lines cut off at the very end cannot be seen from the file
+    alone: keep the last hash elsewhere if that matters.
+    """
+    expected: str | None = None
+    for path in paths:
+        for number, row in read_log(path, strict=False):
+            if row is None or not isinstance(row.get("hash"), str):
+                yield path, number, "not a log line"
+                expected = None
+                continue
+            body = {key: value for key, value in row.items() if key != "hash"}
+            if _digest(body) != row["hash"]:
+                yield path, number, "changed"
+            elif expected is not None and row["prev"] != expected:
+                yield path, number, "the line before it is missing or was moved"
+            expected = row["hash"]
+
+
+def read_log(path: Path, *, strict: bool = True) -> Iterator[tuple[int, dict[str, Any] | None]]:
+    """Line numbers and lines of a log; None for a line that is none, or `LogError` when `strict`."""
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                row = _row(line)
+                if row is None and strict:
+                    raise LogError(f"{path}:{number}: not a line of a decision log. Fix: run `guardrail audit verify {path}`")
+                yield number, row
+    except OSError as exc:
+        raise LogError(f"{path}: cannot be read: {exc.strerror}") from exc
+
+
+def _row(line: bytes) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return row if isinstance(row, dict) else None
+
+
+@dataclass(frozen=True, slots=True)
+class Replayed:
+    """A logged decision and what a policy makes of the same scores."""
+
+    number: int
+    row: Mapping[str, Any]
+    decision: Decision
+
+
+def replay(path: Path, policy: Policy, thresholds: Mapping[str, Thresholds] | None = None) -> Iterator[Replayed]:
+    """Each logged decision judged again by a policy, with the thresholds logged unless others are given. Needs no model.
+
+    Raises `LogError` for a log that does not hold a topic of the policy.
+    """
+    for number, row in read_log(path):
+        assert row is not None  # strict reading raised otherwise
+        if "scores" not in row:
+            yield Replayed(number, row, policy.decide_unscored(str(row.get("error", "not scored"))))
+            continue
+        try:
+            yield Replayed(number, row, policy.decide(_observed(row, thresholds or {})))
+        except KeyError as exc:
+            scored = ", ".join(row["scores"]) or "nothing"
+            raise LogError(f"{path}:{number}: the policy needs the topic {exc}, the log scored {scored}") from exc
+
+
+def _observed(row: Mapping[str, Any], thresholds: Mapping[str, Thresholds]) -> Observation:
+    scores = {name: Score(value["low"], value["high"]) for name, value in row["scores"].items()}
+    topics = {
+        name: Topic(thresholds.get(name, Thresholds(*value["limits"])), *value["adapter"].rsplit("@", 1))
+        for name, value in row["scores"].items()
+    }
+    return Observation(scores, topics, row["length"], row["seed"])
