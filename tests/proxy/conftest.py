@@ -7,7 +7,6 @@ from contextlib import ExitStack
 from typing import Any
 
 import pytest
-from proxy.servers import Upstream, running
 
 from guardrail import Guard
 from guardrail.chat import Turn
@@ -15,6 +14,7 @@ from guardrail.config import Config
 from guardrail.errors import OverloadedError, ScoringError
 from guardrail.proxy import create_app
 from guardrail.testing import FixedScorer
+from proxy.servers import Upstream, running
 
 REFUSAL = "I only chart Star Trek space."
 CHAT = "/v1/chat/completions"

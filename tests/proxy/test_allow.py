@@ -9,6 +9,7 @@ from typing import Any
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from proxy.conftest import CHAT
 from proxy.servers import Call, Upstream, ask
 
