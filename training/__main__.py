@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import sys
 import warnings
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -146,13 +145,16 @@ def _split(run: Run) -> None:
 def _train(run: Run, recipe: str, overrides: list[str], resume: bool, processes: int) -> None:
     from training.train import launch, train
 
-    if processes == 1:
-        train(run, resume=resume)
-        return
     options = [part for override in overrides for part in ("--set", override)] + (["--resume"] if resume else [])
     places = ["--runs", str(run.folder.parent), "--adapters", str(run.adapter.parent)]
-    if code := launch(["train", recipe, *options, *places], processes):
-        raise TrainingError(f"training in {processes} processes ended with exit code {code}; continue with --resume")
+    try:
+        if processes == 1:
+            train(run, resume=resume)
+        elif code := launch(["train", recipe, *options, *places], processes):
+            raise TrainingError(f"training in {processes} processes ended with exit code {code}; go on with --resume")
+    except KeyboardInterrupt:
+        typer.echo("stopped; --resume goes on from the last checkpoint", err=True)
+        raise typer.Exit(130) from None
 
 
 def _calibrate(run: Run, max_false_refusal: float | None, max_leak: float | None) -> None:
@@ -195,18 +197,15 @@ def _form(form: str) -> ServedForm:
     return form  # type: ignore[return-value]
 
 
-def main(run: Callable[..., Any] = app) -> None:
-    """Run the command line: a wrong input is one line and exit code 2, Ctrl-C one line and 130."""
+def main() -> None:
+    """Run the command line: a wrong input is one line on stderr and exit code 2, Ctrl-C 130."""
     # PEFT and transformers announce their own coming changes; nothing that a user here could act on.
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     try:
-        run(standalone_mode=True)
+        app()
     except GuardrailError as exc:
-        Console(stderr=True, soft_wrap=True).print(f"[red]error:[/red] {exc}", markup=True)
+        typer.echo(f"error: {exc}", err=True)
         sys.exit(2)
-    except KeyboardInterrupt:
-        Console(stderr=True).print("stopped; `--resume` goes on from the last checkpoint")
-        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -53,7 +53,7 @@ class Example:
 
     @property
     def key(self) -> str:
-        """Normalised text with context: two examples with the same key are the same to a reader. Signs alone stand for themselves."""
+        """Normalised text with context: examples with one key read the same. Signs alone stand for themselves."""
         return "\n".join(normalise(text) or text for text in (*self.context, self.input))
 
 

@@ -11,6 +11,7 @@ import json
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -34,13 +35,22 @@ TRAINED_ON: tuple[Part, ...] = ("train", "validation")
 
 
 def launch(arguments: Sequence[str], processes: int) -> int:
-    """Run `python -m training ARGUMENTS` in several processes with `accelerate launch`; returns the exit code."""
+    """Run `python -m training ARGUMENTS` in several processes with `accelerate launch`; returns the exit code.
+
+    Ctrl-C ends them at once, which a resumable run survives. `multi_gpu` is the launcher's name for data parallel, on a CPU too.
+    """
     import torch
 
-    device = [] if torch.cuda.is_available() else ["--cpu"]
-    options = ["--num_processes", str(processes), "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    command = ["-m", "accelerate.commands.launch", *device, *options, "--num_cpu_threads_per_process", "1", "-m", "training"]
-    return subprocess.run([sys.executable, *command, *arguments], check=False).returncode
+    options = ["--multi_gpu", "--num_processes", str(processes), "--num_machines", "1", "--num_cpu_threads_per_process", "1"]
+    plain = ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    command = [sys.executable, "-m", "accelerate.commands.launch", *options, *plain, "-m", "training", *arguments]
+    environment = {} if torch.cuda.is_available() else {"ACCELERATE_USE_CPU": "true"}
+    with subprocess.Popen(command, env={**os.environ, **environment}, start_new_session=True) as launched:
+        try:
+            return launched.wait()
+        except BaseException:
+            os.killpg(launched.pid, signal.SIGKILL)
+            raise
 
 
 def train(run: Run, *, resume: bool = False) -> None:
