@@ -71,6 +71,14 @@ def proxy_url(_upstream: Upstream) -> Iterator[str]:
         yield url
 
 
+@pytest.fixture(scope="session")
+def open_url(_upstream: Upstream) -> Iterator[str]:
+    """URL of a proxy that lets everything pass."""
+    config = config_for(_upstream.url, rules=[])
+    with running(create_app(config, Guard.from_config(config, FixedScorer(star_trek=0.99)))) as url:
+        yield url
+
+
 Proxies = Callable[..., str]
 
 

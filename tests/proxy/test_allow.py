@@ -44,7 +44,7 @@ def bodies(draw: st.DrawFn) -> bytes:
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(body=bodies(), answer=st.binary(max_size=300))
-def test_bytes_are_the_same_there_and_back(proxy_url: str, upstream: Upstream, body: bytes, answer: bytes) -> None:
+def test_bytes_are_the_same_there_and_back(open_url: str, upstream: Upstream, body: bytes, answer: bytes) -> None:
     """What the upstream receives and what the client receives have the hashes of what was sent, plain and streamed."""
     upstream.reset()
     kind = "text/event-stream" if json.loads(body)["stream"] else "application/json"
@@ -56,7 +56,7 @@ def test_bytes_are_the_same_there_and_back(proxy_url: str, upstream: Upstream, b
         await call.send(b"", more=False)
 
     upstream.behaviour = in_pieces
-    got = ask(proxy_url, CHAT, body)
+    got = ask(open_url, CHAT, body)
     assert got.status == 200
     assert sha256(upstream.only.body) == sha256(body)
     assert sha256(got.body) == sha256(answer)
