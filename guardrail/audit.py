@@ -76,6 +76,11 @@ class DecisionLog:
         """Whether the last write did not succeed, or entries had to be dropped since."""
         return bool(self._fault)
 
+    @property
+    def fault(self) -> str:
+        """Why; empty while all is well."""
+        return self._fault
+
     def record(self, turn: Turn, seen: Observation | None, decision: Decision) -> None:
         """Log a decision; never blocks and never raises."""
         try:

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 
 from guardrail.errors import UnreadableError
 
-ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function"})
+INSTRUCTIONS = frozenset({"system", "developer"})
+ROLES = INSTRUCTIONS | {"user", "assistant", "tool", "function"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,22 +69,48 @@ def _read_message(message: object, param: str) -> Message:
     return Message(str(role), content_text(message.get("content"), f"{param}.content"))
 
 
-def turn_of(messages: Sequence[Message], context_turns: int) -> Turn:
-    """The turn to judge, with at most `context_turns` earlier user turns.
+@dataclass(frozen=True, slots=True)
+class Round:
+    """What the user said in one go, and the places in the conversation of that and of what answered it."""
+
+    text: str
+    places: tuple[int, ...]
+
+
+def rounds_of(messages: Sequence[Message]) -> list[Round]:
+    """The user's turns, oldest first; only an assistant's reply ends one, a tool's result or a system message does not.
+
+    System and developer messages belong to no round: they stay when a round is taken out.
+    """
+    found: list[tuple[list[str], list[int]]] = []
+    answered = True
+    for place, message in enumerate(messages):
+        if message.role == "user":
+            if answered:
+                found.append(([], []))
+            found[-1][0].append(message.text)
+            answered = False
+        elif message.role == "assistant":
+            answered = True
+        if found and message.role not in INSTRUCTIONS:
+            found[-1][1].append(place)
+    return [Round("\n".join(texts), tuple(places)) for texts, places in found]
+
+
+def text_now(messages: Sequence[Message], rounds: Sequence[Round]) -> str:
+    """The text to judge, without its context.
 
     Without any user message the whole text is judged as if the user had said it: a request that hides in a system message is
     still a request. A closing assistant message (a prefill, which the model would continue) is judged with the user's text.
     """
-    runs = _user_runs(messages)
-    if not runs:
-        return Turn("\n".join(message.text for message in messages if message.text))
+    if not rounds:
+        return "\n".join(message.text for message in messages if message.text)
     prefill = messages[-1].text if messages[-1].role == "assistant" else ""
-    text = "\n".join(part for part in (runs[-1], prefill) if part)
-    return Turn(text, tuple(runs[-1 - context_turns : -1]) if context_turns else ())
+    return "\n".join(part for part in (rounds[-1].text, prefill) if part)
 
 
-def _user_runs(messages: Sequence[Message]) -> list[str]:
-    """User messages joined between assistant replies; a tool's result or a system message does not end a run."""
-    spoken = [message for message in messages if message.role in ("user", "assistant")]
-    grouped = groupby(spoken, key=lambda message: message.role)
-    return ["\n".join(message.text for message in run) for role, run in grouped if role == "user"]
+def turn_of(messages: Sequence[Message], context_turns: int) -> Turn:
+    """The turn to judge, with at most `context_turns` earlier user turns, whatever became of those."""
+    rounds = rounds_of(messages)
+    earlier = [found.text for found in rounds[:-1]]
+    return Turn(text_now(messages, rounds), tuple(earlier[-context_turns:]) if context_turns else ())

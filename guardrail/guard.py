@@ -1,33 +1,33 @@
-"""A guard is a scorer and a policy: `check` in a thread, `acheck` in an event loop, the same steps in both.
+"""A guard is a scorer and a policy: `check` in a thread, `acheck` in an event loop, the same steps (`judging`) in both.
 
-The steps are written once, as a generator that yields the future it waits for; two small drivers wait for it in their own way.
-(`engine` stands below this module, other than DESIGN.md's listing has it: `Guard.from_file` opens one.)
+(`engine` and `audit` stand below this module, other than DESIGN.md's listing has it: `Guard.from_file` opens both.)
 """
 
 from __future__ import annotations
 
 import asyncio
-import zlib
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent import futures
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from time import perf_counter
 from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING
 
-from guardrail.chat import Turn, read_messages, turn_of
-from guardrail.errors import ConfigError, OverloadedError, Problem, ScoringError, UnreadableError
-from guardrail.policy import Decision, Observation, Policy
+from guardrail.audit import DecisionLog
+from guardrail.chat import Turn
+from guardrail.errors import ConfigError, Problem, ScoringError
+from guardrail.history import Memory
+from guardrail.judging import Conversation, Judgement, Said, Setup, Waits, judging, read
+from guardrail.policy import Decision, Observation, Policies, Policy, Request
 from guardrail.scoring import Scorer, Scores, Thresholds, Topic
 
 if TYPE_CHECKING:
     from guardrail.config import Config, TestConfig
 
-Said = str | Turn | Sequence[Mapping[str, object]]
-"""What can be judged: a text, OpenAI messages, or a turn."""
-_Judging = Generator["Future[Scores]", Scores, Decision]
+__all__ = ["Conversation", "Explanation", "Guard", "Judgement", "Refused", "Said", "TestResult"]
+NOBODY = Request()
 
 
 class Refused(Exception):
@@ -69,34 +69,52 @@ class TestResult:
 class Guard:
     """Judges turns by a policy; safe to use from many threads and event loops.
 
-    `thresholds` replace those of the adapters, by topic; `timeout` is the longest wait for a score, in seconds.
+    Args:
+        scorer: gives the scores; the guard closes it.
+        policy: one policy, or several of which each request chooses one.
+        context_turns: earlier user turns that are scored along with a turn.
+        timeout: the longest wait for the scores of one judgement, in seconds.
+        thresholds: replace those of the adapters, by topic.
+        drop_refused: whether `judge` names the messages of refused turns, to be left out of what is forwarded.
+        stronger: scorers by name, for policies that escalate.
+        log: where decisions are recorded; the guard closes it.
+        must_log: refuse while the log cannot be written.
     """
 
     def __init__(
         self,
         scorer: Scorer,
-        policy: Policy,
+        policy: Policy | Policies,
         *,
         context_turns: int = 2,
         timeout: float = 10.0,
         thresholds: Mapping[str, Thresholds] = MappingProxyType({}),
+        drop_refused: bool = True,
+        stronger: Mapping[str, Scorer] = MappingProxyType({}),
+        log: DecisionLog | None = None,
+        must_log: bool = False,
     ) -> None:
-        self.scorer = scorer
-        self.policy = policy
-        self.context_turns = context_turns
-        self.timeout = timeout
-        self.topics: Mapping[str, Topic] = {
-            name: replace(topic, thresholds=thresholds.get(name, topic.thresholds)) for name, topic in scorer.topics.items()
-        }
-        missing = sorted(set(policy.topics_used()) - set(self.topics))
-        if missing:
-            raise ValueError(f"the policy names topics that the scorer does not know: {', '.join(missing)}")
+        policies = policy if isinstance(policy, Policies) else Policies(policy)
+        self._setup = Setup(
+            scorer=scorer,
+            topics=_served(scorer, thresholds),
+            policies=policies,
+            context_turns=context_turns,
+            timeout=timeout,
+            drop_refused=drop_refused,
+            stronger={name: (other, _served(other, thresholds)) for name, other in stronger.items()},
+            log=log,
+            must_log=must_log,
+            memory=Memory(),
+        )
+        _check_names(self._setup)
 
     @classmethod
     def from_file(cls, path: str | Path, *, run_tests: bool = True) -> Guard:
-        """The guard that a config file describes; its `tests` are run first.
+        """The guard that a config file describes; its `tests` are run first, and are not logged.
 
-        Raises `ConfigError` for a wrong file or a failed test, `AdapterError` for an adapter that does not fit.
+        Raises `ConfigError` for a wrong file or a failed test, `AdapterError` for an adapter that does not fit, `LogError` for a
+        decision log that cannot be written.
         """
         from guardrail.config import load_config
         from guardrail.engine.engine import open_engine
@@ -105,11 +123,11 @@ class Guard:
         near = Path(path).resolve().parent
         scorer = open_engine(adapters, device=config.device, near=near, queue_limit=config.queue_limit)
         guard = cls.from_config(config, scorer)
-        results = [guard.run_test(test) for test in config.tests] if run_tests else []
-        failed = [Problem(str(path), None, f"tests[{i}]", str(result)) for i, result in enumerate(results) if not result.passed]
-        if failed:
+        try:
+            guard.run_tests(config, path if run_tests else None)
+        except BaseException:
             guard.close()
-            raise ConfigError(failed)
+            raise
         return guard
 
     @classmethod
@@ -123,44 +141,103 @@ class Guard:
             thresholds=config.thresholds(),
         )
 
+    @property
+    def policies(self) -> Policies:
+        """The policies that are in force."""
+        return self._setup.policies
+
+    @property
+    def policy(self) -> Policy:
+        """The default policy."""
+        return self._setup.policies.default
+
+    @property
+    def scorer(self) -> Scorer:
+        """What gives the scores."""
+        return self._setup.scorer
+
+    @property
+    def topics(self) -> Mapping[str, Topic]:
+        """The topics that are scored, with the thresholds that are served."""
+        return self._setup.topics
+
+    @contextmanager
+    def _lease(self) -> Iterator[Setup]:
+        """The setup for one judgement."""
+        yield self._setup
+
     def turn(self, said: Said, context: Sequence[str] = ()) -> Turn:
-        """The turn to judge; `context` is earlier user turns, oldest first, for a plain text.
+        """The turn to judge, as it stands: earlier turns of messages are context whatever became of them.
 
-        Raises `UnreadableError` when there is something that cannot be judged as text.
+        `context` is earlier user turns, oldest first, for a plain text. Raises `UnreadableError` when there is something that
+        cannot be judged as text.
         """
-        if isinstance(said, Turn):
-            return said
-        if isinstance(said, str):
-            return Turn(said, tuple(context)[-self.context_turns :] if self.context_turns else ())
-        if isinstance(said, Sequence) and not isinstance(said, bytes):
-            return turn_of(read_messages(said), self.context_turns)
-        raise UnreadableError(f"cannot judge {type(said).__name__}: give a text or a list of messages")
+        with self._lease() as setup:
+            found = read(said, context, setup.context_turns)
+            earlier = found.context or tuple(passed.text for passed in found.rounds)
+            return Turn(found.text, earlier[-setup.context_turns :] if setup.context_turns else ())
 
-    def check(self, said: Said, *, context: Sequence[str] = ()) -> Decision:
-        """Judge what the user says; blocks until the score is there. In an event loop use `acheck`."""
-        return self._wait(self._judging(self.turn(said, context)))
+    def check(self, said: Said, *, context: Sequence[str] = (), request: Request = NOBODY) -> Decision:
+        """The decision on what the user says; blocks until the score is there. In an event loop use `acheck`.
 
-    async def acheck(self, said: Said, *, context: Sequence[str] = ()) -> Decision:
+        Args:
+            said: a text, OpenAI messages, or a turn. Earlier user turns of messages are judged too (see `judge`).
+            context: earlier user turns, oldest first, for a plain text; they are taken as they are.
+            request: what else the policy may look at.
+
+        Raises:
+            UnreadableError: there is something that cannot be judged as text.
+        """
+        return self.judge(said, context=context, request=request).decision
+
+    async def acheck(self, said: Said, *, context: Sequence[str] = (), request: Request = NOBODY) -> Decision:
         """As `check`, without blocking the event loop; when it is cancelled, so is the scoring."""
-        return await self._await(self._judging(self.turn(said, context)))
+        return (await self.ajudge(said, context=context, request=request)).decision
 
-    def explain(self, said: Said, *, context: Sequence[str] = ()) -> Explanation:
+    def judge(self, said: Said, *, context: Sequence[str] = (), request: Request = NOBODY) -> Judgement:
+        """As `check`, with the indices of the messages that must not be passed on.
+
+        Of messages, each earlier user turn is judged as well, from memory if it was before: refused ones are no context of what
+        comes later, and `Judgement.dropped` names them with their replies. Forward `[m for i, m in enumerate(messages) if i not
+        in judgement.dropped]` when the decision allows it. System and developer messages are never dropped.
+        """
+        with self._lease() as setup:
+            return _wait(judging(setup, read(said, context, setup.context_turns), request))
+
+    async def ajudge(self, said: Said, *, context: Sequence[str] = (), request: Request = NOBODY) -> Judgement:
+        """As `judge`, without blocking the event loop."""
+        with self._lease() as setup:
+            return await _await(judging(setup, read(said, context, setup.context_turns), request))
+
+    def explain(self, said: Said, *, context: Sequence[str] = (), request: Request = NOBODY) -> Explanation:
         """The whole story of one decision; raises `ScoringError` where `check` would fall back on `on_error`."""
-        turn = self.turn(said, context)
-        started = perf_counter()
-        scores = self.scorer.submit(turn).result(self.timeout)
-        seen = self._observation(turn, scores)
-        decision = _timed(self.policy.decide(seen), started)
-        return Explanation(turn, seen, tuple(self.policy.tried(seen)), decision)
+        with self._lease() as setup:
+            unlogged = replace(setup, log=None)
+            judgement = _wait(judging(unlogged, read(said, context, setup.context_turns), request))
+        if judgement.seen is None:
+            raise ScoringError(judgement.decision.error or "not scored")
+        policy = setup.policies.select(judgement.seen.request)
+        return Explanation(judgement.turn, judgement.seen, tuple(policy.tried(judgement.seen)), judgement.decision)
 
     def run_test(self, test: TestConfig) -> TestResult:
         """Judge the sentence of a policy test; in shadow mode by what an enforcing policy would do."""
         decision = self.check(test.say, context=test.after)
         return TestResult(test, decision, (decision.shadow or decision.action) is test.expect)
 
+    def run_tests(self, config: Config, path: str | Path | None) -> None:
+        """Run the tests of a config. Raises `ConfigError` with those that failed."""
+        results = [self.run_test(test) for test in config.tests] if path is not None else []
+        failed = [Problem(str(path), None, f"tests[{i}]", str(result)) for i, result in enumerate(results) if not result.passed]
+        if failed:
+            raise ConfigError(failed)
+
     def close(self) -> None:
-        """Stop the scorer's workers."""
-        self.scorer.close()
+        """Stop the scorers' workers and write what the log still holds."""
+        self._setup.scorer.close()
+        for scorer, _ in self._setup.stronger.values():
+            scorer.close()
+        if self._setup.log is not None:
+            self._setup.log.close()
 
     def __enter__(self) -> Guard:
         return self
@@ -168,77 +245,66 @@ class Guard:
     def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
-    def _judging(self, turn: Turn) -> _Judging:
-        started = perf_counter()
-        try:
-            scores = yield self.scorer.submit(turn)
-        except UnreadableError:
-            raise
-        except Exception as exc:  # whatever broke: the policy's on_error decides, so that no fault lets a turn through
-            retry_after = exc.retry_after if isinstance(exc, OverloadedError) else None
-            decision = self.policy.decide_unscored(f"{type(exc).__name__}: {exc}", retry_after, _seed(turn))
-        else:
-            decision = self.policy.decide(self._observation(turn, scores))
-        return _timed(decision, started)
 
-    def _observation(self, turn: Turn, scores: Scores) -> Observation:
-        return Observation(scores, self.topics, len(turn.text), _seed(turn))
-
-    def _wait(self, judging: _Judging) -> Decision:
-        try:
-            waiting = next(judging)
-        except StopIteration as done:
-            return _decision(done)
-        outcome: Scores | Exception
-        try:
-            outcome = waiting.result(self.timeout)
-        except futures.TimeoutError:
-            waiting.cancel()
-            outcome = self._late()
-        except futures.CancelledError:
-            outcome = ScoringError("the scoring was cancelled")
-        except Exception as exc:
-            outcome = exc
-        return _resume(judging, outcome)
-
-    async def _await(self, judging: _Judging) -> Decision:
-        try:
-            waiting = next(judging)
-        except StopIteration as done:
-            return _decision(done)
-        outcome: Scores | Exception
-        try:
-            outcome = await asyncio.wait_for(asyncio.wrap_future(waiting), self.timeout)
-        except (asyncio.TimeoutError, futures.TimeoutError):
-            outcome = self._late()
-        except Exception as exc:
-            outcome = exc
-        return _resume(judging, outcome)
-
-    def _late(self) -> ScoringError:
-        return ScoringError(f"no score within {self.timeout:g} s")
+def _served(scorer: Scorer, thresholds: Mapping[str, Thresholds]) -> dict[str, Topic]:
+    return {name: replace(topic, thresholds=thresholds.get(name, topic.thresholds)) for name, topic in scorer.topics.items()}
 
 
-def _seed(turn: Turn) -> int:
-    """The same turn gets the same of several replies, whoever asks and whenever."""
-    return zlib.crc32(turn.text.encode("utf-8", "replace"))
+def _check_names(setup: Setup) -> None:
+    missing = sorted(setup.policies.topics_used() - set(setup.topics))
+    if missing:
+        raise ValueError(f"the policy names topics that the scorer does not know: {', '.join(missing)}")
+    asked = {policy.escalate.to for policy in setup.policies.every() if policy.escalate}
+    if not asked <= set(setup.stronger):
+        raise ValueError(f"the policy escalates to scorers that are not there: {', '.join(sorted(asked - set(setup.stronger)))}")
 
 
-def _timed(decision: Decision, started: float) -> Decision:
-    return replace(decision, timings=MappingProxyType({"guard_ms": (perf_counter() - started) * 1000}))
-
-
-def _resume(judging: _Judging, outcome: Scores | Exception) -> Decision:
+def _wait(steps: Waits[Judgement]) -> Judgement:
+    """Go through the steps in this thread."""
     try:
-        if isinstance(outcome, Exception):
-            judging.throw(outcome)
-        else:
-            judging.send(outcome)
+        waiting, seconds = next(steps)
+        while True:
+            futures.wait((waiting,), seconds)
+            waiting, seconds = _resume(steps, waiting)
     except StopIteration as done:
-        return _decision(done)
-    raise AssertionError("unreachable: a judging waits once")
+        return _judgement(done)
 
 
-def _decision(done: StopIteration) -> Decision:
-    decision: Decision = done.value
-    return decision
+async def _await(steps: Waits[Judgement]) -> Judgement:
+    """Go through the steps in this event loop."""
+    try:
+        waiting, seconds = next(steps)
+        while True:
+            if not waiting.done():
+                await _settled(waiting, seconds)
+            waiting, seconds = _resume(steps, waiting)
+    except StopIteration as done:
+        return _judgement(done)
+
+
+async def _settled(waiting: Future[Scores], seconds: float) -> None:
+    """Wait until a future is done, but no longer; a task that is cancelled meanwhile cancels the future too."""
+    future = asyncio.wrap_future(waiting)
+    try:
+        await asyncio.wait((future,), timeout=seconds)
+    finally:
+        if not future.done():
+            future.cancel()
+        elif not future.cancelled():
+            future.exception()  # taken notice of here, told by `waiting`
+
+
+def _resume(steps: Waits[Judgement], waiting: Future[Scores]) -> tuple[Future[Scores], float]:
+    """Tell the steps what came of the future; what they wait for next, or `StopIteration` at their end."""
+    if not waiting.done():
+        waiting.cancel()
+        return steps.throw(futures.TimeoutError())
+    if waiting.cancelled():
+        return steps.throw(ScoringError("the scoring was cancelled"))
+    error = waiting.exception()
+    return steps.send(waiting.result()) if error is None else steps.throw(error)
+
+
+def _judgement(done: StopIteration) -> Judgement:
+    judgement: Judgement = done.value
+    return judgement

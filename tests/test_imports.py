@@ -11,8 +11,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 ORDER = [
-    *("errors", "chat", "scoring", "policy", "adapter", "yaml_lines", "config", "engine", "guard", "decorator", "client"),
-    *("audit", "jsonl", "proxy", "assistant", "bench", "demo", "cli"),
+    *("errors", "chat", "scoring", "policy", "audit", "adapter", "yaml_lines", "config", "engine", "history", "judging"),
+    *("guard", "reload", "decorator", "client", "jsonl", "proxy", "assistant", "bench", "demo", "cli"),
 ]
 
 
