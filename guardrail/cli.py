@@ -253,6 +253,23 @@ def bench(
         typer.echo(f"{figure.what:48} {figure.value:10.2f} {figure.unit:10}{peer}")
 
 
+@app.command()
+def demo(
+    config: Annotated[Path | None, typer.Option(help="Another policy than the Star Trek one.")] = None,
+    port: Annotated[int, typer.Option(help="Port of the proxy; 0 lets the system choose.", min=0, max=65535)] = 0,
+    once: Annotated[bool, typer.Option("--once", help="End after the conversation.")] = False,
+) -> None:
+    """Play a conversation with a small assistant behind the guard, then stay up to be talked to."""
+    from guardrail.assistant.weights import find_gguf
+    from guardrail.demo import run
+
+    find_gguf()
+    try:
+        run(config=config, port=port, once=once)
+    except ModuleNotFoundError as exc:
+        _fail(f"the package {exc.name} is not installed. Fix: pip install 'topic-guardrail[demo]'")
+
+
 @app.command("compile")
 def compile_(
     adapter: Annotated[str, typer.Argument(help="Bundled name, folder or Hub id.", show_default=False)],
