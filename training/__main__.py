@@ -201,6 +201,7 @@ def main() -> None:
     """Run the command line: a wrong input is one line on stderr and exit code 2, Ctrl-C 130."""
     # PEFT and transformers announce their own coming changes; nothing that a user here could act on.
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    warnings.filterwarnings("ignore", message="Could not find a config file", module="peft")
     try:
         app()
     except GuardrailError as exc:

@@ -1,6 +1,6 @@
 """Which names a text mentions, and which part (train, validation, test) a name belongs to.
 
-A name is tracked when it can be recognised: at least four letters, and no common word of the messages ("Data", "Discovery"). A
+A name is tracked when it can be recognised: at least four letters, not of common words alone ("Data", "The Ship"). A
 name of several words is also recognised by any word of it that belongs to no other name ("Picard" for Jean-Luc Picard). Names
 with the same last word stand together as one *entity* (the Crushers), so that no family is torn apart. What is not tracked, and
 what more than one message in a hundred mentions, belongs to train: it cannot be kept out of there.
@@ -100,5 +100,5 @@ def _entity(name: str, common: frozenset[str]) -> str:
 
 def _tracked(phrase: str, common: frozenset[str]) -> bool:
     words = phrase.split()
-    letters = sum(char.isalpha() for char in phrase)
-    return letters >= 4 and len(words) <= LONGEST and not (len(words) == 1 and words[0] in common)
+    telling = [word for word in words if word not in common and sum(char.isalpha() for char in word) > 1]
+    return bool(telling) and sum(char.isalpha() for char in phrase) >= 4 and len(words) <= LONGEST

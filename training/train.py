@@ -107,6 +107,8 @@ def _model(recipe: Recipe, path: Path) -> Any:
     from guardrail.engine.weights import load_classifier
 
     model = load_classifier(path, num_labels=len(LABELS), dtype=_dtype(recipe))
+    # A GGUF file is dequantised when it is loaded; Trainer turns the mark that stays behind away.
+    model.is_quantized = False
     model.config.id2label = dict(enumerate(LABELS))
     model.config.label2id = {label: index for index, label in enumerate(LABELS)}
     lora = recipe.lora
