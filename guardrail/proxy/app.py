@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import traceback
+from dataclasses import replace
 from pathlib import Path
 
 from guardrail.chat import Turn
 from guardrail.config import Config, ProxyConfig, load_config
 from guardrail.errors import ConfigError, Problem, UnreadableError
-from guardrail.guard import Guard
-from guardrail.policy import Action, Decision
+from guardrail.guard import Guard, Judgement
+from guardrail.policy import Action, Request
 from guardrail.proxy import headers as header_table
-from guardrail.proxy.apis import Api
+from guardrail.proxy.apis import Api, Edits
 from guardrail.proxy.asgi import ClientGone, Receive, Scope, Send, while_connected
 from guardrail.proxy.body import read_json
 from guardrail.proxy.endpoints import Endpoint, Kind, Match, find
@@ -94,28 +95,35 @@ class Proxy:
         await exchange.answer(200, b'{"status": "ok"}')
 
     async def _guarded(self, exchange: Exchange, match: Match, api: Api, raw: bytes, body: Json) -> None:
-        decision = exchange.decision = await self._judge(api, body)
+        judgement = await self._judge(exchange, match, api, body)
+        decision = exchange.decision = judgement.decision
         if decision.action is Action.REFUSE:
             if decision.error is not None:
                 raise retry_later("guard_unavailable", "The guard could not judge the request.", decision.retry_after or 1.0)
             await exchange.reply(api.refusal(body, decision.reply))
             return
-        name = DEFAULT
+        name, edits = DEFAULT, Edits(dropped=frozenset(judgement.dropped))
         if decision.action is Action.ROUTE and decision.route is not None:
             name = decision.route
-            raw = api.rerouted(raw, model=self.config.upstreams[name].model, system=self.config.upstreams[name].system)
-        await self._forward(
-            exchange, Call(name, "POST", match.upstream_path, exchange.headers, raw, stream=body.get("stream") is True)
-        )
+            edits = replace(edits, model=self.config.upstreams[name].model, system=self.config.upstreams[name].system)
+        raw = api.forwarded(raw, body, edits)
+        stream = body.get("stream") is True
+        await self._forward(exchange, Call(name, "POST", match.upstream_path, exchange.headers, raw, stream))
 
-    async def _judge(self, api: Api, body: Json) -> Decision:
-        """The strictest decision on what the user says."""
+    async def _judge(self, exchange: Exchange, match: Match, api: Api, body: Json) -> Judgement:
+        """The strictest judgement on what the user says."""
+        wanted = self.guard.policies.headers_used()
+        request = Request(
+            model=body.get("model") or "",
+            upstream=DEFAULT,
+            endpoint=f"/v1{match.upstream_path}",
+            headers={name: exchange.header(name) for name in wanted},
+        )
         try:
-            turns = api.turns(body, self.guard)
-            decisions = await asyncio.gather(*(self.guard.acheck(turn) for turn in turns))
+            judgements = await asyncio.gather(*(self.guard.ajudge(said, request=request) for said in api.said(body)))
         except UnreadableError as exc:
             raise ApiError(400, "unsupported_content", f"Not judged: {str(exc)[:300]}", param=exc.param) from exc
-        return max(decisions, key=lambda decision: STRICTNESS.index(decision.action))
+        return max(judgements, key=lambda judgement: STRICTNESS.index(judgement.decision.action))
 
     async def _forward(self, exchange: Exchange, call: Call) -> None:
         exchange.upstream = call.upstream
@@ -139,9 +147,8 @@ def create_app(config: Config | str | Path, guard: Guard | None = None) -> Proxy
     if guard is None and isinstance(config, Config):
         raise TypeError("a config that was loaded needs a guard: create_app(config, Guard.from_config(config, scorer))")
     proxy = loaded.proxy or ProxyConfig()
-    policy = loaded.policy() if guard is None else guard.policy
-    targets = {DEFAULT, *(do.to for do in (policy.unsure, *(rule.do for rule in policy.rules)) if do is not None and do.to)}
-    missing = sorted(targets - set(proxy.upstreams))
+    routes = frozenset() if guard is None else guard.policies.routes_used()  # those of a file were checked with it
+    missing = sorted({DEFAULT, *routes} - set(proxy.upstreams))
     if missing:
         fix = f'add `upstreams: {{{missing[0]}: {{url: "http://127.0.0.1:11434/v1"}}}}` under proxy'
         raise ConfigError(

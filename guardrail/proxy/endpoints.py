@@ -12,6 +12,8 @@ from enum import Enum
 
 from guardrail.proxy.apis import Api
 from guardrail.proxy.apis.chat_completions import ChatCompletions
+from guardrail.proxy.apis.completions import Completions
+from guardrail.proxy.apis.responses import Responses
 from guardrail.proxy.envelope import ApiError
 
 MODEL = "{model}"
@@ -38,10 +40,14 @@ class Endpoint:
     api: Api | None = None
 
 
-CHAT = ChatCompletions()
+CHAT, COMPLETIONS, RESPONSES = ChatCompletions(), Completions(), Responses()
 ENDPOINTS = (
     Endpoint("POST", "/v1/chat/completions", Kind.GUARDED, "the user's turn is scored", "/chat/completions", CHAT),
+    Endpoint("POST", "/v1/completions", Kind.GUARDED, "each prompt is scored", "/completions", COMPLETIONS),
+    Endpoint("POST", "/v1/responses", Kind.GUARDED, "the user's turn in `input` is scored", "/responses", RESPONSES),
     Endpoint("POST", "/chat/completions", Kind.GUARDED, "the same, for clients without /v1", "/chat/completions", CHAT),
+    Endpoint("POST", "/completions", Kind.GUARDED, "the same, for clients without /v1", "/completions", COMPLETIONS),
+    Endpoint("POST", "/responses", Kind.GUARDED, "the same, for clients without /v1", "/responses", RESPONSES),
     Endpoint("GET", "/v1/models", Kind.PASS, "no text, no generation", "/models"),
     Endpoint("GET", f"/v1/models/{MODEL}", Kind.PASS, "no text, no generation", f"/models/{MODEL}"),
     Endpoint("GET", "/models", Kind.PASS, "the same, for clients without /v1", "/models"),
@@ -51,8 +57,7 @@ ENDPOINTS = (
 )
 
 BLOCKED = (
-    ("/v1/completions", "plain prompts are not guarded yet"),
-    ("/v1/responses", "the Responses API is not guarded yet"),
+    ("/v1/responses/", "stored responses hold text that was not judged here"),
     ("/v1/chat/completions/", "stored completions hold text that was not judged here"),
     ("/v1/embeddings", "it takes text that is no turn of a chat"),
     ("/v1/images", "it takes text that is no turn of a chat"),

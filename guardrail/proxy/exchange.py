@@ -45,6 +45,10 @@ class Exchange:
         """Since the request came in."""
         return perf_counter() - self._began
 
+    def header(self, name: str) -> str:
+        """Values of a request header, joined as one; empty where it is missing."""
+        return ", ".join(value.decode("latin-1") for key, value in self.headers if key == name.encode())
+
     def is_done(self) -> bool:
         """Whether the client has got a complete event stream, although the upstream still holds it open."""
         return self.tail is not None and self.tail.done

@@ -63,6 +63,20 @@ def set_member(text: str, key: str, value: str) -> Edit:
     return Edit(Span(first, first), f"{json.dumps(key)}:{value}{comma}")
 
 
+def remove_member(text: str, key: str) -> str:
+    """The text without a top-level key, if it is there."""
+    spans = list(members(text))
+    index = next((index for index, (name, _) in enumerate(spans) if name == key), None)
+    if index is None:
+        return text
+    first = _skip(text, 0) + 1
+    start = spans[index - 1][1].end if index else first
+    end = spans[index][1].end
+    if not index and len(spans) > 1:  # the comma behind it goes too
+        end = _next(text, end)
+    return text[:start] + text[end:]
+
+
 def array_of(text: str, parts: Sequence[Span | str]) -> str:
     """A JSON array of elements kept from a text and new ones."""
     return "[" + ",".join(part if isinstance(part, str) else text[part.start : part.end] for part in parts) + "]"

@@ -6,16 +6,15 @@ import asyncio
 import json
 import logging
 import socket
-from concurrent.futures import Future
 from typing import Any
 
 import pytest
 
-from guardrail.chat import Turn
-from guardrail.scoring import Scores
+from guardrail import Guard
+from guardrail.proxy import create_app
 from guardrail.testing import FixedScorer
-from proxy.conftest import CHAT, Proxies
-from proxy.servers import Call, Upstream, ask, chunk, connect, post, raw_upstream, until
+from proxy.conftest import CHAT, Proxies, config_for
+from proxy.servers import Call, Upstream, ask, chunk, connect, post, raw_upstream, running, until
 
 SPOCK = {"model": "m", "messages": [{"role": "user", "content": "Who is Spock?"}]}
 
@@ -177,19 +176,16 @@ def test_slow_body(proxies: Proxies, upstream: Upstream) -> None:
     assert upstream.requests == []
 
 
-class Amnesiac(FixedScorer):
-    """Gives no scores at all, which is against the protocol."""
-
-    def submit(self, turn: Turn) -> Future[Scores]:
-        future: Future[Scores] = Future()
-        future.set_result({})
-        return future
-
-
-def test_fault_of_ours(proxies: Proxies, upstream: Upstream, caplog: pytest.LogCaptureFixture) -> None:
+def test_fault_of_ours(upstream: Upstream, caplog: pytest.LogCaptureFixture) -> None:
     """A bug ends as an envelope; the log has its place and no text, and nothing reaches the upstream."""
-    url = proxies(scorer=Amnesiac(star_trek=1.0))
-    got = ask(url, CHAT, {"messages": [{"role": "user", "content": "my secret"}]})
+
+    class Buggy(Guard):
+        async def ajudge(self, said: Any, **more: Any) -> Any:
+            raise KeyError(said[0]["content"])
+
+    config = config_for(upstream.url)
+    with running(create_app(config, Buggy(FixedScorer(star_trek=1.0), config.policy()))) as url:
+        got = ask(url, CHAT, {"messages": [{"role": "user", "content": "my secret"}]})
     assert (got.status, got.code) == (500, "internal_error")
     assert upstream.requests == []
     assert "KeyError" in caplog.text

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from guardrail.chat import Turn
-from guardrail.guard import Guard
+from guardrail.guard import Said
 from guardrail.proxy.strict_json import Json
 
 
@@ -19,14 +18,24 @@ class Reply:
     stream: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Edits:
+    """What an upstream gets in place of the client's own; None leaves it."""
+
+    model: str | None = None
+    system: str | None = None
+    dropped: frozenset[int] = frozenset()
+    """Messages, by their index in what `Api.said` gave, that belong to turns which were refused earlier."""
+
+
 class Api(Protocol):
     """One API."""
 
-    def turns(self, body: Json, guard: Guard) -> Sequence[Turn]:
+    def said(self, body: Json) -> Sequence[Said]:
         """What the user says, all of which must pass.
 
-        Raises `ApiError` 400 for a body of the wrong form and for fields that change the prompt or the upstream behind the
-        guard's back, `UnreadableError` for text that cannot be judged.
+        Raises `ApiError` 400 for a body of the wrong form, for text where it cannot be judged, and for fields that change the
+        prompt or the upstream behind the guard's back.
         """
         ...
 
@@ -34,6 +43,6 @@ class Api(Protocol):
         """The refusal as the answer that the request asked for: plain or streamed, with its number of choices."""
         ...
 
-    def rerouted(self, raw: bytes, *, model: str | None, system: str | None) -> bytes:
-        """The request for another upstream: model and system prompt replaced, all other bytes as they were."""
+    def forwarded(self, raw: bytes, body: Json, edits: Edits) -> bytes:
+        """The request for an upstream: without edits the same bytes, with them every other byte as it was."""
         ...

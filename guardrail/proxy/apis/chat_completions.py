@@ -6,20 +6,19 @@ import json
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 from uuid import uuid4
 
-from guardrail.chat import Turn
-from guardrail.guard import Guard
+from guardrail.chat import INSTRUCTIONS
+from guardrail.guard import Said
 from guardrail.proxy import sse
-from guardrail.proxy.apis import Reply
+from guardrail.proxy.apis import Edits, Reply
 from guardrail.proxy.apis.fields import (
+    NO_USAGE,
     REFUSED_FIELDS,
-    check_choices,
-    check_flag,
-    check_model,
+    check_common,
+    check_known,
+    check_whole,
     invalid,
-    reject_prompt_fields,
     wants_structure,
     wants_usage,
     words,
@@ -37,8 +36,7 @@ PART_FIELDS = words("type text refusal image_url input_audio file")
 USER_FIELDS = words("role content name id type cache_control")
 """What a user message may hold: text in any other field would reach the model without being judged."""
 USER_PART_FIELDS = words("type text refusal image_url input_audio file id cache_control annotations")
-INSTRUCTIONS = ("system", "developer")
-NO_USAGE = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
+FOREIGN = words("prompt input instructions suffix previous_response_id conversation")
 
 _NAME = re.compile(r"[^\s<|\\/>]{1,64}")  # OpenAI's own rule for `name`
 
@@ -46,19 +44,17 @@ _NAME = re.compile(r"[^\s<|\\/>]{1,64}")  # OpenAI's own rule for `name`
 class ChatCompletions:
     """An `Api`: the user's text is in `messages`."""
 
-    def turns(self, body: Json, guard: Guard) -> Sequence[Turn]:
-        """One turn: the user messages after the last reply."""
+    def said(self, body: Json) -> Sequence[Said]:
+        """The conversation."""
         reject_lookalikes(body, FIELDS | REFUSED_FIELDS)
-        reject_prompt_fields(body, ("prompt", "input", "instructions", "suffix", "previous_response_id", "conversation"))
-        check_model(body)
-        check_flag(body, "stream")
-        check_choices(body)
+        check_common(body, FOREIGN)
+        check_whole(body, "n")
         messages = body.get("messages")
         if not isinstance(messages, list) or not messages:
             raise invalid("messages", "messages must be a list with at least one message")
         for index, message in enumerate(messages):
             _check_message(message, f"messages[{index}]")
-        return [guard.turn(messages)]
+        return [messages]
 
     def refusal(self, body: Json, text: str) -> Reply:
         """A chat completion; with structured output the text goes into `refusal`, which clients do not try to parse."""
@@ -67,40 +63,35 @@ class ChatCompletions:
             return Reply(b"".join(_events(body, field, text)), stream=True)
         return Reply(json.dumps(_completion(body, field, text)).encode())
 
-    def rerouted(self, raw: bytes, *, model: str | None, system: str | None) -> bytes:
-        """`model` replaced; with `system` all system and developer messages dropped and one put first."""
+    def forwarded(self, raw: bytes, body: Json, edits: Edits) -> bytes:
+        """With a new system prompt, all system and developer messages are dropped and one is put first."""
+        if edits == Edits():
+            return raw
         text = raw.decode()
-        edits = []
-        if model is not None:
-            edits.append(set_member(text, "model", json.dumps(model)))
-        if system is not None:
-            edits.append(_new_system(text, system))
-        return apply(text, edits).encode()
+        changes = []
+        if edits.model is not None:
+            changes.append(set_member(text, "model", json.dumps(edits.model)))
+        if edits.system is not None or edits.dropped:
+            changes.append(_new_messages(text, body["messages"], edits))
+        return apply(text, changes).encode()
 
 
 def _check_message(message: object, param: str) -> None:
     if not isinstance(message, Mapping):
-        return  # `guard.turn` says what is wrong
+        return  # `the guard` says what is wrong
     reject_lookalikes(message, MESSAGE_FIELDS, param)
     name = message.get("name")
     if name is not None and not (isinstance(name, str) and _NAME.fullmatch(name)):
         raise invalid(f"{param}.name", "name must be a word of at most 64 characters, without spaces or any of < | \\ / >")
     is_user = message.get("role") == "user"
     if is_user:
-        _check_fields(message, USER_FIELDS, param)
+        check_known(message, USER_FIELDS, param)
     content = message.get("content")
     for index, part in enumerate(content if isinstance(content, list) else ()):
         if isinstance(part, Mapping):
             reject_lookalikes(part, PART_FIELDS, f"{param}.content[{index}]")
             if is_user:
-                _check_fields(part, USER_PART_FIELDS, f"{param}.content[{index}]")
-
-
-def _check_fields(value: Mapping[str, Any], known: frozenset[str], param: str) -> None:
-    unknown = next((key for key in value if key not in known and value[key] is not None), None)
-    if unknown is not None:
-        reason = "what a user says goes into content, text in other fields is not judged"
-        raise invalid(f"{param}.{unknown[:40]}", reason, "unsupported_content")
+                check_known(part, USER_PART_FIELDS, f"{param}.content[{index}]")
 
 
 def _completion(body: Json, field: str, text: str) -> Json:
@@ -131,7 +122,12 @@ def _head(body: Json, kind: str) -> Json:
     return {"id": f"chatcmpl-{uuid4().hex}", "object": kind, "created": int(time.time()), "model": body.get("model") or ""}
 
 
-def _new_system(text: str, system: str) -> Edit:
+def _new_messages(text: str, messages: Sequence[Json], edits: Edits) -> Edit:
     array = dict(members(text))["messages"]
-    kept = [span for span in elements(text, array) if json.loads(text[span.start : span.end])["role"] not in INSTRUCTIONS]
-    return Edit(array, array_of(text, [json.dumps({"role": "system", "content": system}), *kept]))
+    head = [] if edits.system is None else [json.dumps({"role": "system", "content": edits.system})]
+    kept = [
+        span
+        for index, (span, message) in enumerate(zip(elements(text, array), messages, strict=True))
+        if index not in edits.dropped and (edits.system is None or message["role"] not in INSTRUCTIONS)
+    ]
+    return Edit(array, array_of(text, [*head, *kept]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from typing import Any
 
 from guardrail.proxy.envelope import ApiError
 from guardrail.proxy.strict_json import Json
@@ -28,6 +29,8 @@ CHOOSES_UPSTREAM = words(
     "transforms preset fallbacks context_window_fallbacks mock_response"
 )
 """Extensions of LiteLLM and OpenRouter by which a client picks another server or model, or switches guards off."""
+TOOL_ADDRESSES = words("server_url connector_id api_base base_url authorization headers")
+NO_USAGE = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
 REFUSED_FIELDS = REWRITES_PROMPT | CHOOSES_UPSTREAM
 
 
@@ -53,6 +56,14 @@ def reject_prompt_fields(body: Json, foreign: Collection[str] = ()) -> None:
         raise invalid("chat_template_kwargs", "only switches and numbers are accepted in it", "unsupported_field")
 
 
+def check_common(body: Json, foreign: Collection[str]) -> None:
+    """What holds for every API: no foreign fields, `model` is a name, `stream` is a switch."""
+    reject_prompt_fields(body, foreign)
+    check_model(body)
+    check_switch(body, "stream")
+    _check_tools(body.get("tools"))
+
+
 def check_model(body: Json) -> None:
     """`model` is a name, or missing."""
     model = body.get("model")
@@ -60,17 +71,33 @@ def check_model(body: Json) -> None:
         raise invalid("model", f"model must be a string of at most {MAX_MODEL} characters")
 
 
-def check_flag(body: Json, key: str) -> None:
+def check_switch(body: Json, key: str) -> None:
     """A switch is true, false or missing: backends disagree on what `"true"` and 1 mean."""
     if not (body.get(key) is None or isinstance(body[key], bool)):
         raise invalid(key, f"{key} must be true or false")
 
 
-def check_choices(body: Json, key: str = "n") -> None:
-    """The number of choices is in OpenAI's bounds."""
+def check_whole(body: Json, key: str) -> None:
+    """A number of choices is in OpenAI's bounds."""
     number = body.get(key)
     if number is not None and not (type(number) is int and 1 <= number <= MAX_CHOICES):
         raise invalid(key, f"{key} must be a whole number from 1 to {MAX_CHOICES}")
+
+
+def _check_tools(tools: object) -> None:
+    """A tool is a description: one that names a server would let a client choose who is called."""
+    for index, tool in enumerate(tools if isinstance(tools, list) else ()):
+        address = next((key for key in tool if key in TOOL_ADDRESSES), None) if isinstance(tool, Mapping) else None
+        if address is not None:
+            raise invalid(f"tools[{index}].{address}", f"{address} is not accepted in a tool", "unsupported_field")
+
+
+def check_known(value: Mapping[str, Any], known: frozenset[str], param: str) -> None:
+    """A user's message holds known fields only: text in others would reach the model without being judged."""
+    unknown = next((key for key in value if key not in known and value[key] is not None), None)
+    if unknown is not None:
+        reason = "what a user says goes into content, text in other fields is not judged"
+        raise invalid(f"{param}.{unknown[:40]}", reason, "unsupported_content")
 
 
 def wants_structure(response_format: object) -> bool:
