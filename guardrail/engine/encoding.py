@@ -1,9 +1,9 @@
 """Turns into token windows; the same code for training and for serving.
 
 Encoder models get a text pair, `[CLS] context [SEP] text [SEP]`, and without context `[CLS] text [SEP]`. Decoder models get the
-text, as checkpoints trained on bare questions expect it, and with context `Earlier:\\n{context}\\nNow:\\n{text}`; no closing token follows,
-because they are pooled at the last one. A text longer than a window becomes several, with the context repeated in front of each: nothing
-is cut. Of the context only the newest tokens are kept.
+text alone, as checkpoints trained on bare questions expect it, and with context the lines `Earlier:`, context, `Now:`, text; no
+closing token follows, because they are pooled at the last one. A text longer than a window becomes several, with the context
+repeated in front of each: nothing is cut. Of the context only the newest tokens are kept.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ CHARACTERS_PER_TOKEN = 16
 """A bound, four times that of prose: what is longer cannot fit its windows and is turned away before it is tokenised."""
 LONG_SPACE = re.compile(r"\s{17,}")
 LONG_WORD = re.compile(r"([\w\u0300-\u036f\u1ab0-\u1aff\u1dc0-\u1dff\u20d0-\u20ff\ufe20-\ufe2f]{32})(?=\w)")
-"""WordPiece reads a word of more than 100 characters (33 of Hangul, which it decomposes) as one unknown token: a place to hide."""
+"""WordPiece reads a word of over 100 characters (33 of Hangul, which it decomposes) as one unknown token: a place to hide."""
 EARLIER, NOW = "Earlier:\n", "\nNow:\n"
 
 
@@ -90,7 +90,7 @@ class Encoder:
         return starts
 
     def _bounded(self, text: str) -> str:
-        text = LONG_SPACE.sub(_one_space, text)
+        text = LONG_SPACE.sub(_one_space, _well_formed(text))
         if len(text) > self._max_characters:
             raise self._too_long(f"{len(text)} characters, the limit is {self._max_characters}")
         return text
@@ -102,7 +102,7 @@ class Encoder:
         if not self._context:
             return []
         newest = "\n".join(context)[-self._context * CHARACTERS_PER_TOKEN :]
-        return self._ids(LONG_SPACE.sub(_one_space, normalise(newest)))[-self._context :]
+        return self._ids(LONG_SPACE.sub(_one_space, normalise(_well_formed(newest))))[-self._context :]
 
     def _ids(self, text: str) -> list[int]:
         pieces = LONG_WORD.sub(r"\1 ", text) if self._kind == "encoder" else text
@@ -120,7 +120,7 @@ class Encoder:
         return _Template(_plain(begin), _NOTHING, _NOTHING, 0), _Template(_plain(begin + earlier), _plain(now), _NOTHING, 0)
 
     def _special_tokens(self, second: str | None) -> _Template:
-        """The tokens that the model's own tokenizer puts before, between and after the parts (post-processor of tokenizer.json)."""
+        """What the model's own tokenizer (the post-processor in tokenizer.json) puts before, between and after the parts."""
         shown = self._tokenizer.encode("a", second, add_special_tokens=True)
         parts, rows = shown.sequence_ids, list(zip(shown.ids, shown.type_ids, strict=True))
         first, last = parts.index(0), len(parts) - 1 - parts[::-1].index(0 if second is None else 1)
@@ -155,3 +155,8 @@ def _rows(rows: list[tuple[int, int]]) -> Encoded:
 
 def _one_space(run: re.Match[str]) -> str:
     return "\n" if "\n" in run[0] else " "
+
+
+def _well_formed(text: str) -> str:
+    """JSON can carry half of a surrogate pair (RFC 8259, 8.2), which no tokenizer reads."""
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")

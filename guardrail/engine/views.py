@@ -1,8 +1,9 @@
 """The forms in which a text is read: as written and, where that differs, with its disguise taken off.
 
 People hide words from a classifier in ways that a language model still reads: look-alike letters, letters set apart, digits for
-letters, invisible characters, piled-up accents (Unicode TR 36 and TR 39 describe them). The normalised form undoes that. It is scored beside
-the text as written, only where a word came out differently: plain text of any script, accents, emoji and code have one view.
+letters, invisible characters, piled-up accents (Unicode TR 36 and TR 39 describe them). The normalised form undoes that. It is
+scored beside the text as written, only where a word came out differently: plain text of any script, accents, emoji and code have
+one view.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ def normalise(text: str) -> str:
     return _leet_folded(_spelling_joined(text))
 
 
-# --- invisible characters -------------------------------------------------------------------------------------------------------
+# --- invisible characters ---------------------------------------------------------------------------------------------
 
 _FLAG = re.compile("\U0001f3f4[\U000e0020-\U000e007e]{1,8}\U000e007f")
 _TAGS = re.compile("[\U000e0020-\U000e007e]+")
@@ -58,7 +59,7 @@ def _joiners_in_place(run: re.Match[str]) -> str:
     return "" if min(before or "\u0530", after or "\u0530") < "\u0530" else run[0]
 
 
-# --- Latin letters in another form: fullwidth, mathematical, circled, squared, raised ---------------------------------------------
+# --- Latin letters in another form: fullwidth, mathematical, circled, squared, raised ---------------------------------
 
 _STRAY_MARKS = re.compile("[\u0300-\u036f\u1ab0-\u1aff\u1dc0-\u1dff\u20d0-\u20ff\ufe20-\ufe2f]+")
 """Combining diacritics that could not be composed with their letter, as those of most orthographies can."""
@@ -83,7 +84,7 @@ def _latin_form(character: str) -> str:
     return form if any(part.isascii() and part.isalnum() for part in form) else character
 
 
-# --- letters of other scripts that look like Latin ones ---------------------------------------------------------------------------
+# --- letters of other scripts that look like Latin ones ---------------------------------------------------------------
 
 _TWINS = {
     "a": "аαᴀꭺ", "b": "ʙ", "c": "сϲᴄꮯ", "d": "ԁᴅꮷ", "e": "еҽᴇꮛ", "f": "ꜰ", "g": "ɡɢց", "h": "һհʜ", "i": "іιɪ", "j": "јϳᴊ",
@@ -94,7 +95,20 @@ _TWINS = {
     "V": "ѴᏙ", "W": "ԜᎳ", "X": "ХΧ", "Y": "ҮΥ", "Z": "ΖᏃ",
 }  # fmt: skip
 """Latin letter -> letters that cannot be told from it."""
-_SIMILAR = {"b": "вЬьъ", "e": "єε", "h": "нћ", "k": "к", "m": "м", "n": "пη", "o": "σ", "r": "гᴦ", "t": "тτ", "u": "ц", "w": "шωա", "y": "γ"}
+_SIMILAR = {
+    "b": "вЬьъ",
+    "e": "єε",
+    "h": "нћ",
+    "k": "к",
+    "m": "м",
+    "n": "пη",
+    "o": "σ",
+    "r": "гᴦ",
+    "t": "тτ",
+    "u": "ц",
+    "w": "шωա",
+    "y": "γ",
+}
 """Latin letter -> letters that pass for it only between Latin ones."""
 _TWIN_LETTERS = frozenset("".join(_TWINS.values()))
 _TO_LATIN = str.maketrans({o: latin for table in (_TWINS, _SIMILAR) for latin, others in table.items() for o in others})
@@ -137,7 +151,7 @@ def _script(word: str) -> str:
     return unicodedata.name(next(letter for letter in word if letter > "\u00ff"), "").partition(" ")[0]
 
 
-# --- letters set apart ------------------------------------------------------------------------------------------------------------
+# --- letters set apart ------------------------------------------------------------------------------------------------
 
 _LETTER = "[A-Za-z\u00c0-\u024f]"
 _DOTTED = re.compile(rf"(?<!\w){_LETTER}(?P<gap> ?[.\-_*·•~|/] ?){_LETTER}(?:(?P=gap){_LETTER})*(?!\w)")
@@ -171,7 +185,7 @@ def _words_of_spaced(run: re.Match[str]) -> str:
     return " ".join(map(_letters, re.split(rf"\s{{{narrow + 1},}}", run[0])))
 
 
-# --- digits for letters -----------------------------------------------------------------------------------------------------------
+# --- digits for letters -----------------------------------------------------------------------------------------------
 
 _LEET_WORD = re.compile(r"(?<![\w@$])[A-Za-z013457@$]*(?:[A-Za-z][013457@$]|[0134][A-Za-z])[A-Za-z013457@$]*(?!\w)")
 _INSIDE = re.compile(r"(?<=[A-Za-z])(?:[01347]|00|33|5{1,2})(?=[A-Za-z])")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -50,7 +51,7 @@ def _packaged(base: Base) -> Path | None:
 
 def _from_hub(base: Base) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
         return Path(snapshot_download(base.id, allow_patterns=HUB_FILES))
@@ -62,7 +63,7 @@ def _from_hub(base: Base) -> Path:
 
 
 def weights_sha256(path: Path) -> str:
-    """SHA-256 of a GGUF file or of a folder's safetensors file; of the list of names and digests where there are several shards."""
+    """SHA-256 of a GGUF file or of a folder's safetensors file; of the list of their digests where there are several."""
     if path.is_file():
         return sha256_once(path)
     files = sorted(path.glob("*.safetensors"))
@@ -159,7 +160,13 @@ def _peft_model(adapter: Adapter, near: Path | None) -> Any:
     if not file.is_file():
         raise AdapterError(f"{file}: missing. Fix: save the adapter with safetensors")
     model = load_classifier(resolve_base(adapter.manifest.base, near), num_labels=_labels(adapter))
-    return PeftModel.from_pretrained(model, str(adapter.folder)).merge_and_unload()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model = PeftModel.from_pretrained(model, str(adapter.folder)).merge_and_unload()
+    missing = [str(warning.message) for warning in caught if "missing adapter keys" in str(warning.message)]
+    if missing:
+        raise AdapterError(f"{file}: does not fit its base: {missing[0]}. Fix: train or download the adapter again")
+    return model
 
 
 def _labels(adapter: Adapter) -> int:
@@ -168,7 +175,7 @@ def _labels(adapter: Adapter) -> int:
 
     for file in sorted(adapter.folder.glob("*.safetensors")):
         with safe_open(file, framework="numpy") as tensors:
-            heads = [name for name in tensors.keys() if _is_head(name)]  # noqa: SIM118: not a mapping
+            heads = [name for name in tensors.keys() if _is_head(name)]  # noqa: SIM118
             if heads:
                 return int(tensors.get_slice(heads[-1]).get_shape()[0])
     raise AdapterError(f"{adapter.folder}: no classification head in its safetensors. Fix: train with task_type SEQ_CLS")
