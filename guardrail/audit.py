@@ -1,29 +1,32 @@
-"""The decision log: one JSON line a decision, chained by hashes, without the text unless asked for; and what can be done with it.
+"""The decision log: one JSON line a decision, chained by hashes, without the text unless asked for.
 
-A line holds what a policy looked at (scores, thresholds, length), so that another policy can judge it again without a model:
-`replay`. Each line carries the hash of the line before it (`prev`) and its own over all its other keys (`hash`), so that a
-changed, missing or moved line is found by `verify`. A rotated log's first line goes on from the last one of the file before.
+A line holds what a policy looked at (scores, thresholds, length, request), so that another policy can judge it again without a
+model: see `replay`. Each line carries the hash of the line before it (`prev`) and its own over all its other keys (`hash`), so
+that a changed, missing or moved line is found by `verify`. A rotated log's first line goes on from the last of the file before.
+A text is told by a keyed hash only (HMAC-SHA-256, RFC 2104): the plain hash of a short text is found by trying.
 
-Lines are written by a thread of the log's own: a decision costs its caller only putting a value into a queue.
+One process writes to a log: lines of two would not chain, so a file that grew by another hand is reported as a fault. Lines are
+written by a thread of the log's own: a decision costs its caller only putting a value into a queue.
 """
 
 from __future__ import annotations
 
 import hashlib
+import hmac
 import json
 import logging
 import queue
+import secrets
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
 from guardrail.chat import Turn
 from guardrail.errors import GuardrailError
-from guardrail.policy import Decision, Observation, Policy
-from guardrail.scoring import Score, Thresholds, Topic
+from guardrail.policy import Decision, Observation, Request
 
 GENESIS = "0" * 64
 """`prev` of the very first line."""
@@ -49,16 +52,21 @@ class Entry:
 class DecisionLog:
     """Appends decisions to a file; rotates it at `max_bytes` and keeps `keep` old ones (`log.jsonl.1` is the newest).
 
-    `text` logs the words too. A disk that is full or a path that went away is reported once per fault on the logger
-    `guardrail.audit` and seen in `failed`, which a guard asks when its config says `on_full: refuse`.
+    `text` logs the words too; `key` makes a text's hash the same over restarts. A disk that is full or a path that went away is
+    reported once per fault on the logger `guardrail.audit` and seen in `failed`. Raises `LogError` for a path that cannot be
+    written or a file that is no log.
     """
 
-    def __init__(self, path: Path, *, text: bool = False, max_bytes: int = 100 * 2**20, keep: int = 10) -> None:
+    def __init__(
+        self, path: Path, *, text: bool = False, key: bytes | None = None, max_bytes: int = 100 * 2**20, keep: int = 10
+    ) -> None:
         self._path = path
         self._text = text
+        self._key = key or secrets.token_bytes(32)
         self._max_bytes = max_bytes
         self._keep = keep
         self._previous = _last_hash(path)
+        self._size = _size(path)
         self._waiting: queue.Queue[Entry | None] = queue.Queue(QUEUE_LIMIT)
         self._fault = ""
         self.dropped = 0
@@ -88,6 +96,10 @@ class DecisionLog:
         except queue.Full:
             self._failed("the disk is too slow: the queue is full", 1)
 
+    def flush(self) -> None:
+        """Wait until all that was recorded so far is written or dropped."""
+        self._waiting.join()
+
     def close(self) -> None:
         """Write what waits, then stop."""
         self._waiting.put(None)
@@ -99,22 +111,29 @@ class DecisionLog:
             while not self._waiting.empty() and len(entries) < 512:
                 entries.append(self._waiting.get_nowait())
             self._append([entry for entry in entries if entry is not None])
+            for _ in entries:
+                self._waiting.task_done()
             if None in entries:
                 return
 
     def _append(self, entries: list[Entry]) -> None:
         previous, lines = self._previous, []
         for entry in entries:
-            line, previous = _chained(_fields(entry, self._text), previous)
+            line, previous = _chained(_fields(entry, self._key, self._text), previous)
             lines.append(line)
+        data = "".join(lines).encode("utf-8", "backslashreplace")
         try:
+            if _size(self._path) > self._size:
+                raise LogError("another program writes to it. Fix: give each process a log of its own")
             self._rotate()
-            with self._path.open("a", encoding="utf-8") as file:
-                file.writelines(lines)
-        except OSError as exc:
+            with self._path.open("ab", buffering=0) as file:
+                if file.write(data) < len(data):
+                    file.truncate(self._size)  # no half lines: the chain goes on behind the last whole one
+                    raise OSError("the disk is full")
+        except (OSError, LogError) as exc:
             self._failed(str(exc), len(entries))
             return
-        self._previous = previous
+        self._previous, self._size = previous, _size(self._path)
         if self._fault and entries:
             logger.warning("the decision log %s is written again; %d decisions are missing", self._path, self.dropped)
             self._fault = ""
@@ -133,6 +152,15 @@ class DecisionLog:
             newer = self._path if number == 1 else self._path.with_name(f"{self._path.name}.{number - 1}")
             if newer.exists():
                 newer.replace(older)
+        self._size = 0
+
+
+def _size(path: Path) -> int:
+    """Bytes of a file; 0 if there is none."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
 
 
 def _last_hash(path: Path) -> str:
@@ -147,25 +175,38 @@ def _last_hash(path: Path) -> str:
     return GENESIS
 
 
-def _fields(entry: Entry, text: bool) -> dict[str, Any]:
+def _fields(entry: Entry, key: bytes, text: bool) -> dict[str, Any]:
     decision, seen = entry.decision, entry.seen
-    fields: dict[str, Any] = {
+    found: dict[str, Any] = {
         "at": round(entry.at, 3),
-        "text_sha256": hashlib.sha256(entry.turn.text.encode("utf-8", "surrogatepass")).hexdigest(),
+        "text_hmac": hmac.new(key, entry.turn.text.encode("utf-8", "surrogatepass"), hashlib.sha256).hexdigest(),
         "length": len(entry.turn.text),
         "context": len(entry.turn.context),
         "action": decision.action.value,
         "rule": decision.rule,
         "reason": decision.reason,
-        "policy": decision.policy_version,
+        "policy": f"{decision.policy}@{decision.policy_version}",
         "ms": round(decision.timings.get("guard_ms", 0.0), 3),
     }
-    fields |= {"scores": _scores(seen), "seed": seen.seed} if seen else {}
-    fields |= {"shadow": decision.shadow.value} if decision.shadow else {}
-    fields |= {"flags": list(decision.flags)} if decision.flags else {}
-    fields |= {"route": decision.route} if decision.route else {}
-    fields |= {"error": decision.error} if decision.error else {}
-    return fields | ({"text": entry.turn.text, "earlier": list(entry.turn.context)} if text else {})
+    if seen is not None:
+        found |= {"scores": _scores(seen), "seed": seen.seed, "request": _known(seen.request)}
+    if decision.beside is not None:
+        beside = decision.beside
+        found["beside"] = {
+            "policy": f"{beside.policy}@{beside.policy_version}",
+            "action": beside.action.value,
+            "rule": beside.rule,
+        }
+    found |= {"shadow": decision.shadow.value} if decision.shadow else {}
+    found |= {"flags": list(decision.flags)} if decision.flags else {}
+    found |= {name: getattr(decision, name) for name in ("route", "error", "escalated") if getattr(decision, name)}
+    return found | ({"text": entry.turn.text, "earlier": list(entry.turn.context)} if text else {})
+
+
+def _known(request: Request) -> dict[str, Any]:
+    """What is known of a request; headers are those that some policy reads."""
+    values = {field.name: getattr(request, field.name) for field in fields(request)}
+    return {name: dict(value) if name == "headers" else value for name, value in values.items() if value}
 
 
 def _scores(seen: Observation) -> dict[str, dict[str, Any]]:
@@ -193,6 +234,12 @@ def _digest(body: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def files_of(path: Path) -> list[Path]:
+    """A log with its rotated files, oldest first."""
+    older = [file for file in path.parent.glob(f"{path.name}.*") if file.name.removeprefix(f"{path.name}.").isdigit()]
+    return [*sorted(older, key=lambda file: -int(file.suffix[1:])), path]
+
+
 Fault = Literal["not a log line", "changed", "the line before it is missing or was moved"]
 
 
@@ -212,7 +259,7 @@ def verify(paths: Iterable[Path]) -> Iterator[tuple[Path, int, Fault]]:
             body = {key: value for key, value in row.items() if key != "hash"}
             if _digest(body) != row["hash"]:
                 yield path, number, "changed"
-            elif expected is not None and row["prev"] != expected:
+            elif expected is not None and row.get("prev") != expected:
                 yield path, number, "the line before it is missing or was moved"
             expected = row["hash"]
 
@@ -236,38 +283,3 @@ def _row(line: bytes) -> dict[str, Any] | None:
     except (ValueError, RecursionError):
         return None
     return row if isinstance(row, dict) else None
-
-
-@dataclass(frozen=True, slots=True)
-class Replayed:
-    """A logged decision and what a policy makes of the same scores."""
-
-    number: int
-    row: Mapping[str, Any]
-    decision: Decision
-
-
-def replay(path: Path, policy: Policy, thresholds: Mapping[str, Thresholds] | None = None) -> Iterator[Replayed]:
-    """Each logged decision judged again by a policy, with the thresholds logged unless others are given. Needs no model.
-
-    Raises `LogError` for a log that does not hold a topic of the policy.
-    """
-    for number, row in read_log(path):
-        assert row is not None  # strict reading raised otherwise
-        if "scores" not in row:
-            yield Replayed(number, row, policy.decide_unscored(str(row.get("error", "not scored"))))
-            continue
-        try:
-            yield Replayed(number, row, policy.decide(_observed(row, thresholds or {})))
-        except KeyError as exc:
-            scored = ", ".join(row["scores"]) or "nothing"
-            raise LogError(f"{path}:{number}: the policy needs the topic {exc}, the log scored {scored}") from exc
-
-
-def _observed(row: Mapping[str, Any], thresholds: Mapping[str, Thresholds]) -> Observation:
-    scores = {name: Score(value["low"], value["high"]) for name, value in row["scores"].items()}
-    topics = {
-        name: Topic(thresholds.get(name, Thresholds(*value["limits"])), *value["adapter"].rsplit("@", 1))
-        for name, value in row["scores"].items()
-    }
-    return Observation(scores, topics, row["length"], row["seed"])

@@ -1,4 +1,4 @@
-"""The command `guardrail`: serve, demo, score, explain, check, schema, compile, bench.
+"""The command `guardrail`: serve, demo, score, explain, check, replay, diff, audit, schema, compile, bench.
 
 Exit codes: 0 done, 1 a check or test failed, 2 wrong input (config, adapter, arguments, lines of a file), 130 stopped by Ctrl-C.
 Each command imports what it needs when it runs, so that `guardrail --help` answers at once.
@@ -212,6 +212,77 @@ def _plain(decision: Any) -> dict[str, Any]:
         return getattr(thing, "value", thing)
 
     return {field.name: value(getattr(decision, field.name)) for field in fields(decision)}
+
+
+audit_commands = typer.Typer(help="The decision log.", no_args_is_help=True)
+app.add_typer(audit_commands, name="audit")
+LogPath = Annotated[Path, typer.Argument(metavar="LOG", help="A decision log; its rotated files are read too.")]
+
+
+@audit_commands.command("verify")
+def audit_verify(log: LogPath, as_json: AsJson = False) -> None:
+    """Find changed, missing and moved lines of a decision log. Exit code 1 if there are any."""
+    from guardrail.audit import files_of, read_log, verify
+
+    files = files_of(log)
+    faults = [{"file": str(path), "line": number, "fault": fault} for path, number, fault in verify(files)]
+    lines = sum(1 for path in files for _ in read_log(path, strict=False))
+    if as_json:
+        typer.echo(json.dumps({"log": str(log), "files": len(files), "lines": lines, "faults": faults}))
+    else:
+        for fault in faults:
+            typer.echo(f"{fault['file']}:{fault['line']}: {fault['fault']}")
+        typer.echo(f"{log}: {lines} lines in {len(files)} files, {len(faults)} faults")
+    raise typer.Exit(1 if faults else 0)
+
+
+@app.command()
+def replay(
+    log: LogPath,
+    policy: Annotated[Path, typer.Argument(metavar="POLICY", help="A guardrail.yaml; its adapters need not be there.")],
+    as_json: AsJson = False,
+) -> None:
+    """Judge the decisions of a log again by a config, from the scores in the log: what would end otherwise than it did."""
+    _compare(log, None, policy, as_json)
+
+
+@app.command()
+def diff(
+    old: Annotated[Path, typer.Argument(metavar="OLD", help="A guardrail.yaml.", show_default=False)],
+    new: Annotated[Path, typer.Argument(metavar="NEW", help="A guardrail.yaml.", show_default=False)],
+    log: Annotated[Path, typer.Option("--replay", metavar="LOG", help="A decision log; its rotated files are read too.")],
+    as_json: AsJson = False,
+) -> None:
+    """Tell what would change from one config to another, on the turns of a decision log: by rule, with counts and examples."""
+    _compare(log, old, new, as_json)
+
+
+def _compare(log: Path, old: Path | None, new: Path, as_json: bool) -> None:
+    from dataclasses import asdict
+
+    from guardrail.audit import files_of
+    from guardrail.config import read_config
+    from guardrail.replay import Judge, compare
+
+    def judge(path: Path) -> Judge:
+        config = read_config(path)
+        return Judge(config.policies_in_force(), config.thresholds())
+
+    found = compare(files_of(log), judge(old) if old else None, judge(new))
+    if as_json:
+        typer.echo(json.dumps({**asdict(found), "adapters": sorted(found.adapters)}, ensure_ascii=False))
+        return
+    for change in found.changes:
+        typer.echo(f"{change.count:6}  {change.before.outcome} -> {change.after.outcome}")
+        typer.echo(f"        by {change.before.rule!r}, now by {change.after.rule!r}")
+        for example in change.examples:
+            scores = ", ".join(f"{topic} {score:.3f}" for topic, score in example["scores"].items())
+            text = f": {example['text']!r}" if "text" in example else ""
+            typer.echo(f"          {example['file']}:{example['line']} ({example['length']} characters; {scores}){text}")
+    same = f"{found.other_rule} more end the same by another rule"
+    typer.echo(
+        f"{found.decisions} decisions, {found.changed} change, {same}; scores by {', '.join(sorted(found.adapters)) or '-'}"
+    )
 
 
 @app.command()

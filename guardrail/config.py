@@ -9,28 +9,27 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+import secrets
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
 from guardrail.adapter import Adapter, find_adapter, load_adapter
 from guardrail.errors import AdapterError, ConfigError, Problem
-from guardrail.policy import Action, Do, Mode, Policy, Rule
-from guardrail.scoring import Band, Thresholds
-from guardrail.yaml_lines import Document, Key, read_yaml
+from guardrail.language import CONDITIONS, Given, NamedPolicy, Part, PolicyKeys
+from guardrail.policy import DEFAULT, RESERVED, Action, Policies, Policy, Scoped
+from guardrail.scoring import Thresholds
+from guardrail.yaml_lines import Document, Key, dotted, read_yaml
 
-CONDITIONS = frozenset({"text_longer_than"})
-
-
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+OPERATIONS = {"proxy", "tests", "device", "queue_limit", "score_timeout", "log", "policies", "shadow"}
+"""Keys that cannot change what the policy at the top level decides."""
 
 
-class ThresholdsConfig(_Part):
+class ThresholdsConfig(Part):
     """Thresholds set by hand; they replace the adapter's fitted ones."""
 
     not_related: float = Field(ge=0, le=1)
@@ -43,7 +42,7 @@ class ThresholdsConfig(_Part):
         return self
 
 
-class TopicConfig(_Part):
+class TopicConfig(Part):
     """One topic and the adapter that recognises it."""
 
     adapter: str
@@ -55,79 +54,13 @@ class TopicConfig(_Part):
     thresholds: ThresholdsConfig | None = None
 
 
-class ContextConfig(_Part):
+class ContextConfig(Part):
     """How much of the conversation is scored along with a turn."""
 
     turns: int = Field(default=2, ge=0, le=20)
 
 
-def _do(value: object) -> object:
-    """`allow`, `refuse` or `{route: NAME}` as an action."""
-    if value in ("allow", "refuse"):
-        return Do(Action(value))
-    if isinstance(value, Mapping) and set(value) == {"route"} and isinstance(value["route"], str):
-        return Do(Action.ROUTE, to=value["route"])
-    raise ValueError("must be allow, refuse or {route: NAME}")
-
-
-def _replies(value: object) -> object:
-    return (value,) if isinstance(value, str) else value
-
-
-def _bands(value: object) -> frozenset[Band]:
-    """`related` or `[related, unsure]` as bands."""
-    names = value if isinstance(value, list) else [value]
-    try:
-        return frozenset(Band(name) for name in names)
-    except ValueError as exc:
-        raise ValueError("must be related, unsure, not_related or a list of them") from exc
-
-
-Reply = Annotated[str, Field(min_length=1)]
-Replies = Annotated[tuple[Reply, ...], BeforeValidator(_replies), Field(min_length=1)]
-
-
-class RuleConfig(_Part):
-    """`{if: {star_trek: related, text_longer_than: 2000}, do: route, to: large}`."""
-
-    name: str | None = None
-    when: dict[str, Any] = Field(alias="if", min_length=1)
-    do: Literal["allow", "refuse", "route", "flag"]
-    to: str | None = None
-    flag: str | None = None
-    reply: Replies = ()
-
-    @field_validator("when")
-    @classmethod
-    def _conditions(cls, when: dict[str, Any]) -> dict[str, Any]:
-        length = when.get("text_longer_than", 0)
-        if not isinstance(length, int) or isinstance(length, bool) or length < 0:
-            raise ValueError("text_longer_than must be a number of characters, 0 or more")
-        return {name: value if name in CONDITIONS else _bands(value) for name, value in when.items()}
-
-    @model_validator(mode="after")
-    def _complete(self) -> RuleConfig:
-        if (self.do == "route") != (self.to is not None):
-            raise ValueError("do: route needs to: NAME, and only it has one")
-        if self.reply and self.do != "refuse":
-            raise ValueError("reply belongs to do: refuse")
-        if self.do == "flag" and self.flag is None and self.name is None:
-            raise ValueError("do: flag needs flag: NAME")
-        return self
-
-    def rule(self, index: int) -> Rule:
-        """The rule as the policy knows it; without a name it is called by its place, from 1."""
-        name = self.name or f"#{index + 1}"
-        return Rule(
-            name=name,
-            do=None if self.do == "flag" else Do(Action(self.do), to=self.to, replies=self.reply),
-            flag=self.flag or (name if self.do == "flag" else None),
-            bands={topic: bands for topic, bands in self.when.items() if topic not in CONDITIONS},
-            text_longer_than=self.when.get("text_longer_than"),
-        )
-
-
-class UpstreamConfig(_Part):
+class UpstreamConfig(Part):
     """An OpenAI-compatible server behind the proxy; times in seconds."""
 
     url: str
@@ -151,7 +84,7 @@ class UpstreamConfig(_Part):
         return url.rstrip("/")
 
 
-class ProxyConfig(_Part):
+class ProxyConfig(Part):
     """Where the proxy listens and what stands behind it."""
 
     listen: str = "127.0.0.1:8080"
@@ -159,6 +92,14 @@ class ProxyConfig(_Part):
     max_body_bytes: int = Field(default=20 * 2**20, ge=1024)
     max_connections: int = Field(default=1000, ge=1)
     body_timeout: float = Field(default=30, gt=0)
+    api_keys: dict[str, SecretStr] = Field(default_factory=dict)
+    """Names of the clients' keys, for conditions on `api_key`."""
+
+    def caller(self, token: str) -> str:
+        """Name of a client's key (the token after `Bearer`); empty for an unknown one. Compared in constant time."""
+        given = token.encode()
+        matches = [name for name, key in self.api_keys.items() if secrets.compare_digest(key.get_secret_value().encode(), given)]
+        return matches[0] if matches else ""
 
     @field_validator("listen")
     @classmethod
@@ -179,73 +120,129 @@ class ProxyConfig(_Part):
         return int(self.listen.rpartition(":")[2])
 
 
-class TestConfig(_Part):
+class TestConfig(Part):
     """A sentence and what the policy must do with it."""
 
     __test__ = False  # not for pytest
 
     say: str
+    """What the user says."""
     after: tuple[str, ...] = ()
+    """What the user said before, oldest first; each was answered."""
+    given: Given = Given()
+    """The request that it comes with."""
     expect: Action
+    """allow, refuse or route."""
 
 
-class Config(_Part):
+class LogConfig(Part):
+    """The decision log: JSON lines, chained by hashes."""
+
+    path: str
+    """Relative to the config file. One process writes to a log."""
+    text: bool = False
+    """Log the words too; without it a line holds no text."""
+    key: SecretStr | None = None
+    """Key of the texts' hashes (HMAC-SHA-256), to recognise a text over restarts; without it each start has its own."""
+    max_bytes: int = Field(default=100 * 2**20, ge=4096)
+    """Size at which the file is rotated to `PATH.1`."""
+    keep: int = Field(default=10, ge=1, le=1000)
+    """Rotated files that are kept."""
+    on_full: Literal["ignore", "refuse"] = "ignore"
+    """While the log cannot be written: go on, or refuse every turn."""
+
+
+class Config(PolicyKeys):
     """guardrail.yaml, complete and consistent. `load_config` makes it."""
 
     topics: dict[str, TopicConfig] = Field(min_length=1)
-    allow: tuple[str, ...] = ()
-    deny: tuple[str, ...] = ()
-    unsure: Annotated[Do, BeforeValidator(_do)] = Do(Action.ALLOW)
-    refuse: Replies = ("I can only help with {topic}.",)
+    """Every topic that a policy names, and the adapter that recognises it."""
     context: ContextConfig = ContextConfig()
-    on_error: Literal["refuse", "allow"] = "refuse"
-    mode: Mode = Mode.ENFORCE
-    rules: tuple[RuleConfig, ...] = ()
+    history: Literal["drop_refused", "keep"] = "drop_refused"
+    """Whether refused turns and their replies are left out of what is forwarded; they are never context of a later turn."""
+    policies: dict[str, NamedPolicy] = Field(default_factory=dict)
+    """Policies for some requests only, or for the shadow; the first whose `for` fits judges."""
+    shadow: str | None = None
+    """One of `policies`, decided and recorded beside the one that is enforced."""
+    scorers: dict[str, dict[str, TopicConfig]] = Field(default_factory=dict)
+    """Stronger scorers by name, each with its own adapters for some of the topics."""
     proxy: ProxyConfig | None = None
+    log: LogConfig | None = None
     tests: tuple[TestConfig, ...] = ()
+    """Run by `guardrail check` and at start."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the adapters run."""
     queue_limit: int = Field(default=256, ge=1)
     """Turns that may wait for a score; beyond that a caller is told to come back."""
     score_timeout: float = Field(default=10, gt=0)
     """Seconds after which a turn counts as not scored."""
 
     def policy(self) -> Policy:
-        """The policy that the file describes."""
-        return Policy(
-            allow=self.allow,
-            deny=self.deny,
-            unsure=self.unsure,
-            replies=self.refuse,
-            rules=tuple(rule.rule(index) for index, rule in enumerate(self.rules)),
-            on_error=Action(self.on_error),
-            mode=self.mode,
-            titles={name: topic.title for name, topic in self.topics.items() if topic.title},
-            version=self._policy_version(),
-        )
+        """The policy at the top level."""
+        return self.policy_called(DEFAULT, self._titles(), self._version(self))
+
+    def policies_in_force(self) -> Policies:
+        """All policies that the file describes."""
+        named = {name: self._named(name, keys) for name, keys in self.policies.items()}
+        scoped = [Scoped(named[name], keys.requests.facts() if keys.requests else None) for name, keys in self.policies.items()]
+        return Policies(self.policy(), tuple(scoped), named[self.shadow] if self.shadow else None)
 
     def thresholds(self) -> dict[str, Thresholds]:
         """Thresholds set by hand, by topic."""
-        by_hand = {name: topic.thresholds for name, topic in self.topics.items() if topic.thresholds}
-        return {name: Thresholds(value.not_related, value.related) for name, value in by_hand.items()}
+        return _by_hand(self.topics)
 
-    def _policy_version(self) -> str:
+    def stronger_thresholds(self) -> dict[str, dict[str, Thresholds]]:
+        """Thresholds set by hand, by stronger scorer and topic."""
+        return {scorer: _by_hand(topics) for scorer, topics in self.scorers.items()}
+
+    def _titles(self) -> dict[str, str]:
+        return {name: topic.title for name, topic in self.topics.items() if topic.title}
+
+    def _named(self, name: str, keys: NamedPolicy) -> Policy:
+        filled = keys.filled(self)
+        return filled.policy_called(name, self._titles(), self._version(filled))
+
+    def _version(self, keys: PolicyKeys) -> str:
         """Hash over what can change a decision, so that a log line names the policy that made it."""
-        judged = self.model_dump(mode="json", exclude={"proxy", "tests", "device", "queue_limit", "score_timeout"})
+        judged = self.model_dump(mode="json", exclude={*OPERATIONS, *PolicyKeys.model_fields})
+        judged |= {key: value for key, value in keys.model_dump(mode="json").items() if key in PolicyKeys.model_fields}
         return hashlib.sha256(json.dumps(judged, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _by_hand(topics: Mapping[str, TopicConfig]) -> dict[str, Thresholds]:
+    values = {name: topic.thresholds for name, topic in topics.items() if topic.thresholds}
+    return {name: Thresholds(value.not_related, value.related) for name, value in values.items()}
 
 
 def load_config(path: str | Path) -> tuple[Config, dict[str, Adapter]]:
     """A config file and the adapters that it names, by topic. Raises `ConfigError` with all that is wrong with them."""
+    document = _read(path)
+    config = _parsed(document)
+    _check_references(document)
+    adapters = _load_adapters(document, Path(path).resolve().parent)
+    return _sound(config, document), adapters
+
+
+def read_config(path: str | Path) -> Config:
+    """A config file without its adapters, which need not be there. Raises `ConfigError` with all that is wrong with it."""
+    document = _read(path)
+    config = _parsed(document)
+    _check_references(document)
+    return _sound(config, document)
+
+
+def _read(path: str | Path) -> Document:
     document = read_yaml(Path(path))
     if not isinstance(document.data, dict):
         document.report((), "must be a mapping with at least the key topics", "see `guardrail schema`")
         raise ConfigError(document.problems)
-    config = _parsed(document)
-    _check_references(document)
-    adapters = _load_adapters(document, Path(path).resolve().parent)
+    return document
+
+
+def _sound(config: Config | None, document: Document) -> Config:
     if config is None or document.problems:
         raise ConfigError(sorted(document.problems, key=lambda problem: problem.line or 0))
-    return config, adapters
+    return config
 
 
 def _parsed(document: Document) -> Config | None:
@@ -271,8 +268,7 @@ def _problem(error: ErrorDetails, document: Document) -> Problem:
     elif "input" in error and isinstance(error["input"], (str, int, float, bool)):
         reason = f"{reason}, found {error['input']!r}"
     document_key = key if key in document.lines else key[:-1]
-    name = ".".join(str(part) for part in key)
-    return Problem(document.file, document.line(document_key), name, reason, fix)
+    return Problem(document.file, document.line(document_key), dotted(key), reason, fix)
 
 
 def _known_keys(path: Key) -> list[str]:
@@ -293,18 +289,28 @@ def _resolved(place: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_references(document: Document) -> None:
+    """Every name that stands for something else: topics, upstreams, policies, scorers, clients' keys."""
     data = document.data
-    topics = _names(data.get("topics"))
+    topics, policies, scorers = _names(data.get("topics")), _names(data.get("policies")), _names(data.get("scorers"))
+    _check(document, _topic_references(data), "topic", topics, "topics")
+    _check(document, [(("shadow",), data.get("shadow"))], "policy", policies, "policies")
+    _check(document, _escalations(data), "scorer", scorers, "scorers")
     proxy = data.get("proxy")
-    upstreams = _names(proxy.get("upstreams")) if isinstance(proxy, dict) else None
-    for key, name in _topic_references(data):
-        if isinstance(name, str) and name not in topics:
-            document.report(key, f"unknown topic {name!r}", _suggest(name, topics, "topics"))
-    for key, name in _upstream_references(data):
-        if upstreams is not None and isinstance(name, str) and name not in upstreams:
-            document.report(key, f"unknown upstream {name!r}", _suggest(name, upstreams, "proxy.upstreams"))
-    if not data.get("allow") and not data.get("deny") and not data.get("rules"):
+    if isinstance(proxy, dict):
+        _check(document, _upstream_references(data), "upstream", _names(proxy.get("upstreams")), "proxy.upstreams")
+        _check(document, _key_references(data), "client key", _names(proxy.get("api_keys")), "proxy.api_keys")
+    for section, names, taken in (("topics", topics, CONDITIONS), ("policies", policies, RESERVED)):
+        for name in names:
+            if name in taken:
+                document.report((section, name), f"the name {name!r} has a meaning of its own", "choose another name")
+    if not any(data.get(key) for key in ("allow", "deny", "rules")):
         document.report((), "nothing is allowed or denied, so nothing would be guarded", "add `allow: [TOPIC]`")
+
+
+def _check(document: Document, references: Iterable[tuple[Key, object]], what: str, known: list[str], where: str) -> None:
+    for key, name in references:
+        if isinstance(name, str) and name not in known:
+            document.report(key, f"unknown {what} {name!r}", _suggest(name, known, where))
 
 
 def _names(value: object) -> list[str]:
@@ -312,39 +318,82 @@ def _names(value: object) -> list[str]:
 
 
 def _suggest(name: str, known: list[str], where: str) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
+    close = difflib.get_close_matches(name, [*known, *CONDITIONS] if where == "topics" else known, n=1)
     return f"did you mean {close[0]!r}?" if close else f"add it under {where}; known: {', '.join(known) or 'none'}"
 
 
+def _policies(data: Mapping[str, Any]) -> Iterator[tuple[Key, Mapping[str, Any]]]:
+    """The place of each policy and its raw keys."""
+    yield (), data
+    named = data.get("policies")
+    for name, keys in named.items() if isinstance(named, dict) else ():
+        if isinstance(keys, dict):
+            yield ("policies", name), keys
+
+
 def _topic_references(data: Mapping[str, Any]) -> Iterator[tuple[Key, object]]:
-    for section in ("allow", "deny"):
-        names = data.get(section)
-        for index, name in enumerate(names if isinstance(names, list) else []):
-            yield (section, index), name
-    for index, rule in _rules(data):
-        conditions = rule.get("if")
-        for name in conditions if isinstance(conditions, dict) else {}:
-            if name not in CONDITIONS:
-                yield ("rules", index, "if", name), name
+    for place, policy in _policies(data):
+        for section in ("allow", "deny"):
+            names = policy.get(section)
+            for index, name in enumerate(names if isinstance(names, list) else []):
+                yield (*place, section, index), name
+        for key, conditions in _conditions(place, policy):
+            yield from (((*key, name), name) for name in conditions if name not in CONDITIONS)
+    scorers = data.get("scorers")
+    for scorer, topics in scorers.items() if isinstance(scorers, dict) else ():
+        yield from ((("scorers", scorer, name), name) for name in _names(topics))
 
 
 def _upstream_references(data: Mapping[str, Any]) -> Iterator[tuple[Key, object]]:
-    unsure = data.get("unsure")
-    if isinstance(unsure, dict):
-        yield ("unsure", "route"), unsure.get("route")
-    for index, rule in _rules(data):
-        yield ("rules", index, "to"), rule.get("to")
+    for place, policy in _policies(data):
+        unsure = policy.get("unsure")
+        if isinstance(unsure, dict):
+            yield (*place, "unsure", "route"), unsure.get("route")
+        for key, rule in _rules(place, policy):
+            yield (*key, "to"), rule.get("to")
 
 
-def _rules(data: Mapping[str, Any]) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    rules = data.get("rules")
+def _escalations(data: Mapping[str, Any]) -> Iterator[tuple[Key, object]]:
+    for place, policy in _policies(data):
+        escalate = policy.get("escalate")
+        if isinstance(escalate, dict):
+            yield (*place, "escalate", "to"), escalate.get("to")
+
+
+def _key_references(data: Mapping[str, Any]) -> Iterator[tuple[Key, object]]:
+    """Names of client keys in conditions; a pattern may stand for any."""
+    for place, policy in _policies(data):
+        scopes = [((*place, "for"), policy.get("for")), *_conditions(place, policy)]
+        for key, conditions in scopes:
+            names = conditions.get("api_key") if isinstance(conditions, dict) else None
+            for name in names if isinstance(names, list) else [names]:
+                if isinstance(name, str) and not set("*?[") & set(name):
+                    yield (*key, "api_key"), name
+
+
+def _conditions(place: Key, policy: Mapping[str, Any]) -> Iterator[tuple[Key, Mapping[str, Any]]]:
+    for key, rule in _rules(place, policy):
+        conditions = rule.get("if")
+        if isinstance(conditions, dict):
+            yield (*key, "if"), conditions
+
+
+def _rules(place: Key, policy: Mapping[str, Any]) -> Iterator[tuple[Key, Mapping[str, Any]]]:
+    rules = policy.get("rules")
     for index, rule in enumerate(rules if isinstance(rules, list) else []):
         if isinstance(rule, dict):
-            yield index, rule
+            yield (*place, "rules", index), rule
 
 
 def _load_adapters(document: Document, folder: Path) -> dict[str, Adapter]:
-    topics = document.data.get("topics")
+    """The adapters of `topics`; those of `scorers` are only looked at."""
+    scorers = document.data.get("scorers")
+    for scorer, topics in scorers.items() if isinstance(scorers, dict) else ():
+        _load_topics(document, ("scorers", scorer), topics, folder)
+    return _load_topics(document, ("topics",), document.data.get("topics"), folder)
+
+
+def _load_topics(document: Document, place: Key, topics: object, folder: Path) -> dict[str, Adapter]:
     adapters: dict[str, Adapter] = {}
     for name, topic in topics.items() if isinstance(topics, dict) else ():
         reference = topic.get("adapter") if isinstance(topic, dict) else None
@@ -352,5 +401,13 @@ def _load_adapters(document: Document, folder: Path) -> dict[str, Adapter]:
             try:
                 adapters[name] = load_adapter(find_adapter(reference, folder), topic.get("positive_label"))
             except AdapterError as exc:
-                document.report(("topics", name, "adapter"), str(exc))
+                document.report((*place, name, "adapter"), str(exc))
     return adapters
+
+
+def load_stronger(config: Config, folder: Path) -> dict[str, dict[str, Adapter]]:
+    """The adapters of each of `scorers`. Raises `AdapterError`."""
+    return {
+        scorer: {name: load_adapter(find_adapter(topic.adapter, folder), topic.positive_label) for name, topic in topics.items()}
+        for scorer, topics in config.scorers.items()
+    }

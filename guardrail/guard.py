@@ -24,6 +24,7 @@ from guardrail.policy import Decision, Observation, Policies, Policy, Request
 from guardrail.scoring import Scorer, Scores, Thresholds, Topic
 
 if TYPE_CHECKING:
+    from guardrail.adapter import Adapter
     from guardrail.config import Config, TestConfig
 
 __all__ = ["Conversation", "Explanation", "Guard", "Judgement", "Refused", "Said", "TestResult"]
@@ -77,6 +78,7 @@ class Guard:
         thresholds: replace those of the adapters, by topic.
         drop_refused: whether `judge` names the messages of refused turns, to be left out of what is forwarded.
         stronger: scorers by name, for policies that escalate.
+        stronger_thresholds: replace those of their adapters, by scorer and topic.
         log: where decisions are recorded; the guard closes it.
         must_log: refuse while the log cannot be written.
     """
@@ -91,6 +93,7 @@ class Guard:
         thresholds: Mapping[str, Thresholds] = MappingProxyType({}),
         drop_refused: bool = True,
         stronger: Mapping[str, Scorer] = MappingProxyType({}),
+        stronger_thresholds: Mapping[str, Mapping[str, Thresholds]] = MappingProxyType({}),
         log: DecisionLog | None = None,
         must_log: bool = False,
     ) -> None:
@@ -102,7 +105,7 @@ class Guard:
             context_turns=context_turns,
             timeout=timeout,
             drop_refused=drop_refused,
-            stronger={name: (other, _served(other, thresholds)) for name, other in stronger.items()},
+            stronger={name: (other, _served(other, stronger_thresholds.get(name, {}))) for name, other in stronger.items()},
             log=log,
             must_log=must_log,
             memory=Memory(),
@@ -117,12 +120,9 @@ class Guard:
         decision log that cannot be written.
         """
         from guardrail.config import load_config
-        from guardrail.engine.engine import open_engine
 
         config, adapters = load_config(path)
-        near = Path(path).resolve().parent
-        scorer = open_engine(adapters, device=config.device, near=near, queue_limit=config.queue_limit)
-        guard = cls.from_config(config, scorer)
+        guard = cls._opened(config, adapters, Path(path).resolve().parent, _log_of(config, Path(path).resolve().parent))
         try:
             guard.run_tests(config, path if run_tests else None)
         except BaseException:
@@ -131,14 +131,43 @@ class Guard:
         return guard
 
     @classmethod
-    def from_config(cls, config: Config, scorer: Scorer) -> Guard:
-        """A guard by a config that was loaded, on a scorer that was opened."""
+    def _opened(cls, config: Config, adapters: Mapping[str, Adapter], near: Path, log: DecisionLog | None) -> Guard:
+        """A guard with the engines that a config asks for; what was opened is closed again if one fails."""
+        from guardrail.config import load_stronger
+        from guardrail.engine.engine import open_engine
+
+        opened: dict[str, Scorer] = {}
+        try:
+            for name, found in {"": adapters, **load_stronger(config, near)}.items():
+                opened[name] = open_engine(found, device=config.device, near=near, queue_limit=config.queue_limit)
+            stronger = {name: scorer for name, scorer in opened.items() if name}
+            return cls.from_config(config, opened[""], stronger=stronger, log=log)
+        except BaseException:
+            for scorer in opened.values():
+                scorer.close()
+            raise
+
+    @classmethod
+    def from_config(
+        cls,
+        config: Config,
+        scorer: Scorer,
+        *,
+        stronger: Mapping[str, Scorer] = MappingProxyType({}),
+        log: DecisionLog | None = None,
+    ) -> Guard:
+        """A guard by a config that was loaded, on scorers that were opened; `log` is not opened here either."""
         return cls(
             scorer,
-            config.policy(),
+            config.policies_in_force(),
             context_turns=config.context.turns,
             timeout=config.score_timeout,
             thresholds=config.thresholds(),
+            drop_refused=config.history == "drop_refused",
+            stronger=stronger,
+            stronger_thresholds=config.stronger_thresholds(),
+            log=log,
+            must_log=config.log is not None and config.log.on_full == "refuse",
         )
 
     @property
@@ -221,7 +250,12 @@ class Guard:
 
     def run_test(self, test: TestConfig) -> TestResult:
         """Judge the sentence of a policy test; in shadow mode by what an enforcing policy would do."""
-        decision = self.check(test.say, context=test.after)
+        said: list[Mapping[str, object]] = [{"role": "user", "content": test.say}]
+        for text in reversed(test.after):
+            said[:0] = [{"role": "user", "content": text}, {"role": "assistant", "content": ""}]
+        with self._lease() as setup:
+            unlogged = replace(setup, log=None)
+            decision = _wait(judging(unlogged, read(said, (), setup.context_turns), test.given.request())).decision
         return TestResult(test, decision, (decision.shadow or decision.action) is test.expect)
 
     def run_tests(self, config: Config, path: str | Path | None) -> None:
@@ -244,6 +278,15 @@ class Guard:
 
     def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+
+def _log_of(config: Config, near: Path) -> DecisionLog | None:
+    """The decision log that a config asks for, opened. Raises `LogError`."""
+    if config.log is None:
+        return None
+    wanted = config.log
+    key = wanted.key.get_secret_value().encode() if wanted.key else None
+    return DecisionLog(near / wanted.path, text=wanted.text, key=key, max_bytes=wanted.max_bytes, keep=wanted.keep)
 
 
 def _served(scorer: Scorer, thresholds: Mapping[str, Thresholds]) -> dict[str, Topic]:

@@ -94,7 +94,7 @@ def problems(path: Path) -> list[tuple[int | None, str, str]]:
         (
             "topics: {trek: {adapter: ./trek}}\nallow: [trek]\nrules:\n  - {if: {trek: yes}, do: allow}\n",
             4,
-            "rules.0.if",
+            "rules[0].if.trek",
             "related",
         ),
         (
@@ -106,7 +106,7 @@ def problems(path: Path) -> list[tuple[int | None, str, str]]:
         (
             "topics: {trek: {adapter: ./trek}}\nallow: [trek]\nrules:\n  - {if: {trek: related}, do: route}\n",
             4,
-            "rules.0",
+            "rules[0]",
             "to: NAME",
         ),
         ("topics: {trek: {adapter: ./trek}}\nallow: [trek]\nallow: []\n", 3, "allow", "is given twice"),

@@ -11,7 +11,21 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 ORDER = [
-    *("errors", "chat", "scoring", "policy", "audit", "adapter", "yaml_lines", "config", "engine", "history", "judging"),
+    *(
+        "errors",
+        "chat",
+        "scoring",
+        "policy",
+        "audit",
+        "replay",
+        "adapter",
+        "yaml_lines",
+        "language",
+        "config",
+        "engine",
+        "history",
+        "judging",
+    ),
     *("guard", "reload", "decorator", "client", "jsonl", "proxy", "assistant", "bench", "demo", "cli"),
 ]
 
