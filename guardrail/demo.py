@@ -41,6 +41,8 @@ SCRIPT = (
 COLOURS = {"allow": "green", "route": "yellow", "refuse": "red"}
 PATIENCE = 10
 """Seconds that the server may take to start or to stop."""
+SHOW_CURSOR = b"\x1b[?25h"
+"""A progress display may have hidden it."""
 
 
 class DemoError(GuardrailError):
@@ -72,7 +74,7 @@ def run(*, config: Path | None = None, port: int = 0, once: bool = False) -> Non
             served = _in_front_of(load_config(path)[0], assistant.url())
             with _serving(create_app(served, guard), listener) as url:
                 play(url, guard, console)
-                console.print(f"\nTalk to it yourself:\n{_curl(url)}", soft_wrap=True)
+                console.print(f"\nTalk to it yourself:\n{_curl(url)}", markup=False, soft_wrap=True)
                 if not once:
                     console.print("Ctrl-C ends the demo.")
                     assistant.wait()
@@ -194,7 +196,7 @@ def _leave(assistant: int) -> NoReturn:
     with suppress(ProcessLookupError, ChildProcessError):  # it has ended already
         os.kill(assistant, signal.SIGKILL)
         os.waitpid(assistant, 0)
-    os.write(2, b"\nstopped\n")
+    os.write(2, (SHOW_CURSOR if sys.stderr.isatty() else b"") + b"\nstopped\n")
     os._exit(130)
 
 
