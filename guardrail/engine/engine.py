@@ -72,8 +72,10 @@ class Model:
 
 
 def probability(logit: float, calibration: Calibration) -> float:
-    """P(related), in a form of the sigmoid that does not overflow."""
-    return 0.5 * (1.0 + math.tanh(0.5 * (logit / calibration.temperature + calibration.bias)))
+    """P(related): the sigmoid, in the form that neither overflows nor loses digits near 0."""
+    scaled = logit / calibration.temperature + calibration.bias
+    smaller = math.exp(-abs(scaled))
+    return (1.0 if scaled >= 0 else smaller) / (1.0 + smaller)
 
 
 class Engine:

@@ -5,11 +5,15 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Sequence
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from guardrail.adapter import Adapter, Form
 from guardrail.engine.encoding import Encoded
+from guardrail.errors import AdapterError
 
 MODEL = "model.onnx"
 OPSET = 18
@@ -57,15 +61,11 @@ def write_compiled(model: Any, adapter: Adapter, folder: Path) -> None:
 
     from guardrail.engine.quantise import quantise
 
-    exported = folder / "exported"
-    exported.mkdir()
-    _export(model, adapter, exported / MODEL)
-    graph = quantise(onnx.load(exported / MODEL))
+    with TemporaryDirectory(dir=folder) as exported:
+        _export(model, adapter, Path(exported) / MODEL)
+        graph = quantise(onnx.load(Path(exported) / MODEL))
     large = sum(len(weight.raw_data) for weight in graph.graph.initializer) > LARGEST_FILE
     onnx.save(graph, folder / MODEL, save_as_external_data=large, location="weights.bin")
-    for path in exported.iterdir():
-        path.unlink()
-    exported.rmdir()
 
 
 def _export(model: Any, adapter: Adapter, path: Path) -> None:
@@ -74,19 +74,13 @@ def _export(model: Any, adapter: Adapter, path: Path) -> None:
 
     from guardrail.engine.torch_backend import Margin
 
-    margin = Margin(model, adapter).eval()
-    names = ["input_ids", "token_type_ids"]
     shown = (torch.ones(1, 16, dtype=torch.long), torch.zeros(1, 16, dtype=torch.long))
-    axes = {name: {0: "rows", 1: "tokens"} for name in names}
-    with warnings.catch_warnings(), torch.inference_mode():
+    axes = {name: {0: "rows", 1: "tokens"} for name in ("input_ids", "token_type_ids")}
+    named = {"input_names": list(axes), "output_names": ["margin"], "dynamic_axes": axes, "opset_version": OPSET}
+    with warnings.catch_warnings(), torch.inference_mode(), redirect_stdout(StringIO()):
         warnings.simplefilter("ignore")  # that it traces, and that there is a newer exporter
-        torch.onnx.export(
-            margin,
-            shown,
-            str(path),
-            dynamo=False,
-            opset_version=OPSET,
-            input_names=names,
-            output_names=["margin"],
-            dynamic_axes=axes,
-        )
+        try:
+            torch.onnx.export(Margin(model, adapter).eval(), shown, str(path), dynamo=False, **named)
+        except torch.onnx.errors.OnnxExporterError as exc:
+            reason = str(exc).partition("\n")[0]
+            raise AdapterError(f"{adapter.folder}: cannot be compiled ({reason}). Fix: serve it with device: cuda") from exc

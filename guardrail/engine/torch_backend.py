@@ -41,23 +41,19 @@ class Margin(nn.Module):
 
     def forward(self, input_ids: Tensor, token_type_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """(rows,) margins in fp32 of (rows, tokens) ids; no mask: nothing is padded."""
-        logits = (
-            self._decoded(input_ids, attention_mask) if self.decoder else self._encoded(input_ids, token_type_ids, attention_mask)
-        )
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        logits = self._decoded(input_ids, mask) if self.decoder else self._encoded(input_ids, token_type_ids, mask)
         return logits[:, self.positive] - torch.logsumexp(logits[:, self.others], dim=1)
 
-    def _encoded(self, input_ids: Tensor, token_type_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
+    def _encoded(self, input_ids: Tensor, token_type_ids: Tensor, attention_mask: Tensor) -> Tensor:
         segments = {"token_type_ids": token_type_ids} if self.typed else {}
         logits: Tensor = self.model(input_ids=input_ids, attention_mask=attention_mask, **segments).logits
         return logits.float()
 
-    def _decoded(self, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
+    def _decoded(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         body = getattr(self.model, self.model.base_model_prefix)
         hidden = body(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
-        if attention_mask is None:
-            last = hidden[:, -1]
-        else:
-            last = hidden[torch.arange(len(hidden), device=hidden.device), attention_mask.sum(dim=1) - 1]
+        last = hidden[torch.arange(hidden.shape[0], device=hidden.device), attention_mask.sum(dim=1) - 1]
         logits: Tensor = self.model.score(last)
         return logits.float()
 

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from importlib.util import find_spec
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -197,14 +199,15 @@ def _check_length(adapter: Adapter, model: Any) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without Transformers' bars and its report on the head, which is new here by design."""
+    """Without Transformers' bars (a GGUF file's one only on a terminal) and its report on the head, which is new by design."""
     from transformers.utils import logging
 
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        yield
+        with redirect_stderr(sys.stderr if sys.stderr.isatty() else StringIO()):
+            yield
     finally:
         logging.set_verbosity(level)
         if bars:
