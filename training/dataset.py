@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from fnmatch import fnmatch
 from typing import Any
 
 from guardrail.adapter import sha256_of
@@ -54,8 +55,9 @@ def _read(run: Run) -> tuple[Topic, list[Example]]:
 def _borrow(run: Run, borrow: Borrow) -> list[Example]:
     """Messages of another topic; where there are more than `most`, those with the lowest hash."""
     messages = read_messages(run.topic(borrow.topic) / "messages")
-    taken = [each for each in messages if each.label == borrow.take and each.area not in borrow.skip]
-    chosen = sorted(taken, key=lambda each: unit_hash(run.recipe.seed, each.key))[: borrow.most]
+    fits = {each.origin for pattern in borrow.files for each in messages if fnmatch(each.origin.partition(":")[0], pattern)}
+    taken = [each for each in messages if each.label == borrow.take and each.origin in fits]
+    chosen = sorted(taken, key=lambda each: unit_hash("borrow", run.recipe.seed, each.key))[: borrow.most]
     return [replace(each, label=borrow.label, source=f"messages of {borrow.topic}") for each in chosen]
 
 

@@ -32,8 +32,8 @@ class Borrow(_Part):
     """Which of its messages."""
     label: Literal["related", "not_related"]
     """What they are here."""
-    skip: tuple[str, ...] = ()
-    """Areas that stay away."""
+    files: tuple[str, ...] = ("*.txt",)
+    """Patterns of the message files that are taken."""
     most: int = Field(default=100_000, ge=1)
 
 
