@@ -286,11 +286,13 @@ def _compare(log: Path, old: Path | None, new: Path, as_json: bool) -> None:
 
 
 @app.command()
-def schema() -> None:
+def schema(
+    as_markdown: Annotated[bool, typer.Option("--markdown", help="Print the reference page of the keys instead.")] = False,
+) -> None:
     """Print the JSON Schema of the config file, for editors."""
-    from guardrail.config import Config
+    from guardrail import reference
 
-    typer.echo(json.dumps(Config.model_json_schema(), indent=2))
+    typer.echo(reference.markdown() if as_markdown else json.dumps(reference.schema(), indent=2), nl=not as_markdown)
 
 
 @app.command()

@@ -33,7 +33,9 @@ class ThresholdsConfig(Part):
     """Thresholds set by hand; they replace the adapter's fitted ones."""
 
     not_related: float = Field(ge=0, le=1)
+    """Below it a text does not belong to the topic."""
     related: float = Field(ge=0, le=1)
+    """From it upwards a text belongs to the topic; between the two nobody knows."""
 
     @model_validator(mode="after")
     def _in_order(self) -> ThresholdsConfig:
@@ -52,18 +54,21 @@ class TopicConfig(Part):
     title: str | None = None
     """How replies call the topic in place of `{topic}`."""
     thresholds: ThresholdsConfig | None = None
+    """Instead of the adapter's fitted ones."""
 
 
 class ContextConfig(Part):
     """How much of the conversation is scored along with a turn."""
 
     turns: int = Field(default=2, ge=0, le=20)
+    """Earlier user turns; refused ones do not count. The adapters are trained with 2."""
 
 
 class UpstreamConfig(Part):
     """An OpenAI-compatible server behind the proxy; times in seconds."""
 
     url: str
+    """Up to and with the version: `https://host/v1`."""
     api_key: SecretStr | None = None
     """Sent in place of the client's key; without one the client's Authorization header is forwarded."""
     model: str | None = None
@@ -71,7 +76,9 @@ class UpstreamConfig(Part):
     system: str | None = None
     """Replaces the system prompt of routed requests."""
     connect_timeout: float = Field(default=5, gt=0)
+    """In seconds."""
     headers_timeout: float = Field(default=600, gt=0)
+    """Longest wait for the begin of a response."""
     idle_timeout: float = Field(default=120, gt=0)
     """Longest silence between two pieces of a response."""
 
@@ -88,10 +95,15 @@ class ProxyConfig(Part):
     """Where the proxy listens and what stands behind it."""
 
     listen: str = "127.0.0.1:8080"
+    """Address and port."""
     upstreams: dict[str, UpstreamConfig] = Field(default_factory=dict)
+    """Servers by name; requests go to `default` unless a rule routes them."""
     max_body_bytes: int = Field(default=20 * 2**20, ge=1024)
+    """Larger requests are refused."""
     max_connections: int = Field(default=1000, ge=1)
+    """To each upstream."""
     body_timeout: float = Field(default=30, gt=0)
+    """Seconds in which a request's body must have arrived."""
     api_keys: dict[str, SecretStr] = Field(default_factory=dict)
     """Names of the clients' keys, for conditions on `api_key`."""
 
@@ -158,6 +170,7 @@ class Config(PolicyKeys):
     topics: dict[str, TopicConfig] = Field(min_length=1)
     """Every topic that a policy names, and the adapter that recognises it."""
     context: ContextConfig = ContextConfig()
+    """The conversation that is scored along with a turn."""
     history: Literal["drop_refused", "keep"] = "drop_refused"
     """Whether refused turns and their replies are left out of what is forwarded; they are never context of a later turn."""
     policies: dict[str, NamedPolicy] = Field(default_factory=dict)
@@ -167,7 +180,9 @@ class Config(PolicyKeys):
     scorers: dict[str, dict[str, TopicConfig]] = Field(default_factory=dict)
     """Stronger scorers by name, each with its own adapters for some of the topics."""
     proxy: ProxyConfig | None = None
+    """For `guardrail serve`."""
     log: LogConfig | None = None
+    """The decision log; without it nothing is logged."""
     tests: tuple[TestConfig, ...] = ()
     """Run by `guardrail check` and at start."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

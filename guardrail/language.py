@@ -34,7 +34,7 @@ Unsure = Literal["allow", "refuse"] | RouteTo
 
 def _unsure(value: object) -> Unsure:
     if value == "allow" or value == "refuse":
-        return value  # type: ignore[return-value]  # mypy does not narrow a comparison to a Literal
+        return value
     if isinstance(value, Mapping) and set(value) == {"route"} and isinstance(value["route"], str):
         return RouteTo(route=value["route"])
     raise ValueError("must be allow, refuse or {route: NAME}")
@@ -60,7 +60,9 @@ class RangeConfig(Part):
     """A condition on the probability itself; both bounds are exclusive."""
 
     above: float | None = Field(default=None, ge=0, le=1, strict=True)
+    """The probability is greater."""
     below: float | None = Field(default=None, ge=0, le=1, strict=True)
+    """The probability is smaller."""
 
 
 TopicCondition = tuple[Band, ...] | RangeConfig
@@ -244,8 +246,16 @@ class PolicyKeys(Part):
         )
 
 
+def _without_defaults(schema: dict[str, Any]) -> None:
+    """What a named policy leaves out is no default of its own."""
+    for value in schema["properties"].values():
+        value.pop("default", None)
+
+
 class NamedPolicy(PolicyKeys):
     """A policy beside the one at the top level; a key that it leaves out is taken from there."""
+
+    model_config = ConfigDict(json_schema_extra=_without_defaults)
 
     requests: RequestConditions | None = Field(default=None, alias="for")
     """Which requests it judges. The first policy that fits is taken; without `for` it can only be the `shadow`."""
@@ -260,11 +270,15 @@ class Given(Part):
     """A request, for a policy test; what is left out is empty."""
 
     model: str = ""
+    """Model that the client asks for."""
     upstream: str = ""
+    """Upstream that the request would go to."""
     api_key: str = ""
     """Name of a client's key."""
     endpoint: str = ""
+    """Path of the API."""
     headers: dict[str, str] = Field(default_factory=dict)
+    """Request headers."""
 
     def request(self) -> Request:
         """As the policy knows it."""

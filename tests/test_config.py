@@ -14,6 +14,7 @@ from guardrail.policy import Action, Mode
 from guardrail.scoring import Band, Thresholds
 
 Write = Callable[[str], Path]
+BASE = "topics: {trek: {adapter: ./trek}}\nallow: [trek]\n"
 GOOD = """\
 topics:
   trek: {adapter: ./trek, title: Star Trek, thresholds: {not_related: 0.2, related: 0.6}}
@@ -130,6 +131,17 @@ def problems(path: Path) -> list[tuple[int | None, str, str]]:
             "refuse",
             "export NO_SUCH_VARIABLE",
         ),
+        (BASE + "shadow: nwe\npolicies: {new: {deny: [trek]}}\n", 3, "shadow", "did you mean 'new'?"),
+        (BASE + "policies: {new: {deny: [treck]}}\n", 3, "policies.new.deny[0]", "did you mean 'trek'?"),
+        (BASE + "policies: {default: {deny: [trek]}}\n", 3, "policies.default", "choose another name"),
+        (BASE + "policies: {a: {dney: [trek]}}\n", 3, "policies.a.dney", "did you mean 'deny'?"),
+        (BASE + "escalate: {to: big}\n", 3, "escalate.to", "add it under scorers"),
+        (BASE + "scorers: {big: {chess: {adapter: ./trek}}}\n", 3, "scorers.big.chess", "unknown topic"),
+        (BASE + "scorers: {big: {trek: {adapter: ./nope}}}\n", 3, "scorers.big.trek.adapter", "no adapter"),
+        (BASE + "rules:\n  - {if: {text_longr_than: 3}, do: allow}\n", 4, "rules[0].if.text_longr_than", "text_longer_than"),
+        (BASE + "policies: {a: {for: {api_key: stff}}}\nproxy: {api_keys: {staff: k}}\n", 3, "policies.a.for.api_key", "staff"),
+        (BASE + "log: {path: x, on_full: stop}\n", 3, "log.on_full", "'ignore' or 'refuse'"),
+        ("topics: {model: {adapter: ./trek}}\nallow: [model]\n", 1, "topics.model", "has a meaning of its own"),
         ("topics: {trek: {adapter: ./trek}}\nallow: [trek\n", 3, "", "not valid YAML"),
         ("- a\n", 1, "", "must be a mapping"),
         ("", None, "", "must be a mapping"),

@@ -22,6 +22,7 @@ ORDER = [
         "yaml_lines",
         "language",
         "config",
+        "reference",
         "engine",
         "history",
         "judging",
