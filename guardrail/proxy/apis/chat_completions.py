@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from uuid import uuid4
 
-from guardrail.chat import INSTRUCTIONS
+from guardrail.chat import INSTRUCTIONS, ROLES
 from guardrail.guard import Said
 from guardrail.proxy import sse
 from guardrail.proxy.apis import Edits, Reply
@@ -17,6 +17,7 @@ from guardrail.proxy.apis.fields import (
     REFUSED_FIELDS,
     check_common,
     check_known,
+    check_role,
     check_whole,
     invalid,
     wants_structure,
@@ -78,8 +79,9 @@ class ChatCompletions:
 
 def _check_message(message: object, param: str) -> None:
     if not isinstance(message, Mapping):
-        return  # `the guard` says what is wrong
+        raise invalid(param, "a message must be an object")
     reject_lookalikes(message, MESSAGE_FIELDS, param)
+    check_role(message, ROLES, param)
     name = message.get("name")
     if name is not None and not (isinstance(name, str) and _NAME.fullmatch(name)):
         raise invalid(f"{param}.name", "name must be a word of at most 64 characters, without spaces or any of < | \\ / >")

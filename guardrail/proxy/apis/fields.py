@@ -100,6 +100,13 @@ def check_known(value: Mapping[str, Any], known: frozenset[str], param: str) -> 
         raise invalid(f"{param}.{unknown[:40]}", reason, "unsupported_content")
 
 
+def check_role(message: Mapping[str, Any], roles: Collection[str], param: str) -> None:
+    """The role is a known one: what another one would mean to a backend, nobody knows."""
+    role = message.get("role")
+    if not (isinstance(role, str) and role in roles):
+        raise invalid(f"{param}.role", f"role must be one of {', '.join(sorted(roles))}", "unsupported_content")
+
+
 def wants_structure(response_format: object) -> bool:
     """Whether the reply is going to be parsed as JSON."""
     return isinstance(response_format, Mapping) and response_format.get("type") in ("json_object", "json_schema")

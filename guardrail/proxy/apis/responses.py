@@ -16,7 +16,16 @@ from guardrail.chat import INSTRUCTIONS, content_text
 from guardrail.guard import Said
 from guardrail.proxy import sse
 from guardrail.proxy.apis import Edits, Reply
-from guardrail.proxy.apis.fields import REFUSED_FIELDS, check_common, check_known, check_switch, invalid, wants_structure, words
+from guardrail.proxy.apis.fields import (
+    REFUSED_FIELDS,
+    check_common,
+    check_known,
+    check_role,
+    check_switch,
+    invalid,
+    wants_structure,
+    words,
+)
 from guardrail.proxy.splice import Edit, apply, array_of, elements, members, remove_member, set_member
 from guardrail.proxy.strict_json import Json, reject_lookalikes
 
@@ -117,7 +126,7 @@ def _message(item: object, param: str) -> Json:
     if not isinstance(item, Mapping):
         raise invalid(param, "an input item must be an object")
     reject_lookalikes(item, ITEM_FIELDS, param)
-    kind = item.get("type", "message")
+    kind = str(item.get("type", "message"))
     if kind == "message":
         _check_message(item, param)
         return {"role": item["role"], "content": content_text(item.get("content"), f"{param}.content")}
@@ -125,12 +134,11 @@ def _message(item: object, param: str) -> Json:
         return {"role": "assistant", "content": ""}
     if kind in TOOL_ITEMS:
         return {"role": "tool", "content": content_text(item.get("output"), f"{param}.output")}
-    raise invalid(param, f"items of type {str(kind)[:40]!r} cannot be judged", "unsupported_content")
+    raise invalid(param, f"items of type {kind[:40]!r} cannot be judged", "unsupported_content")
 
 
 def _check_message(item: Mapping[str, Any], param: str) -> None:
-    if item.get("role") not in ROLES:
-        raise invalid(f"{param}.role", f"role must be one of {', '.join(sorted(ROLES))}", "unsupported_content")
+    check_role(item, ROLES, param)
     is_user = item["role"] == "user"
     if is_user:
         check_known(item, USER_FIELDS, param)
@@ -151,7 +159,7 @@ def _new_input(text: str, body: Json, edits: Edits) -> list[Edit]:
     kept = [
         span
         for index, (span, item) in enumerate(zip(elements(text, array), given, strict=True))
-        if index + before not in edits.dropped and (edits.system is None or item.get("role") not in INSTRUCTIONS)
+        if index + before not in edits.dropped and (edits.system is None or str(item.get("role")) not in INSTRUCTIONS)
     ]
     return [Edit(array, array_of(text, kept))]
 
