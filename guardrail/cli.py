@@ -18,7 +18,8 @@ import typer
 from guardrail.errors import GuardrailError
 
 if TYPE_CHECKING:
-    from guardrail.guard import Explanation
+    from guardrail.config import TestConfig
+    from guardrail.guard import Explanation, Guard
 
 DEFAULT_ADAPTER = "star-trek-minilm"
 
@@ -136,23 +137,45 @@ def _scorer(adapter: str | None, config: Path | None, topic: str | None, form: s
 
 
 @app.command()
-def check(config: ConfigPath, as_json: AsJson = False) -> None:
-    """Check a config: everything wrong with it at once, then its tests with the real adapters. Exit code 1 if a test fails."""
+def check(
+    config: ConfigPath,
+    mutate: Annotated[bool, typer.Option("--mutate", help="Repeat each test with typos, case, look-alikes, padding.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Check a config: everything wrong with it at once, then its tests with the real adapters. Exit code 1 if a test fails.
+
+    Mutated tests that flip are printed, and are no failures.
+    """
     from guardrail.config import load_config
     from guardrail.guard import Guard
 
     loaded, _ = load_config(config)
     with Guard.from_file(config, run_tests=False) as guard:
         results = [guard.run_test(test) for test in loaded.tests]
+        flips = [flip for result in results if mutate and result.passed for flip in _flips(guard, result.test)]
     failed = sum(not result.passed for result in results)
     if as_json:
         tests = [{"say": r.test.say, "expect": r.test.expect.value, "passed": r.passed, **_plain(r.decision)} for r in results]
-        typer.echo(json.dumps({"config": str(config), "failed": failed, "tests": tests}))
+        typer.echo(json.dumps({"config": str(config), "failed": failed, "tests": tests, "flips": [flip for flip, _ in flips]}))
     else:
         for result in results:
             typer.echo(f"{'ok    ' if result.passed else 'FAILED'} {result}")
-        typer.echo(f"{config}: no mistakes; {len(results)} tests, {failed} failed")
+        for flip, told in flips:
+            typer.echo(f"flips  {flip['kind']}: {told}")
+        flipped = f", {len(flips)} mutations flip" if mutate else ""
+        typer.echo(f"{config}: no mistakes; {len(results)} tests, {failed} failed{flipped}")
     raise typer.Exit(1 if failed else 0)
+
+
+def _flips(guard: Guard, test: TestConfig) -> Iterator[tuple[dict[str, Any], str]]:
+    """The mutations of a test that end otherwise, as JSON values and in words."""
+    from guardrail.mutations import mutations
+
+    for mutation in mutations(test.say):
+        result = guard.run_test(test.model_copy(update={"say": mutation.text}))
+        if not result.passed:
+            facts = {"of": test.say, "kind": mutation.kind, "say": mutation.text, "expect": test.expect.value}
+            yield {**facts, **_plain(result.decision)}, str(result)
 
 
 @app.command()

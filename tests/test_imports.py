@@ -25,6 +25,7 @@ ORDER = [
         "reference",
         "engine",
         "history",
+        "mutations",
         "judging",
     ),
     *("guard", "reload", "decorator", "client", "jsonl", "proxy", "assistant", "bench", "demo", "cli"),
