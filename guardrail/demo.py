@@ -194,11 +194,13 @@ def _assistant_process() -> Iterator[_Assistant]:
 
 
 def _leave(assistant: int) -> NoReturn:
-    """End at once from whatever was being done: no clean-up of others could fail or speak in between."""
+    """End at once from whatever was being done: no clean-up could fail, and no other thread says a word after this one."""
+    os.write(2, (SHOW_CURSOR if sys.stderr.isatty() else b"") + b"\nstopped\n")
+    for stream in (1, 2):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
     with suppress(ProcessLookupError, ChildProcessError):  # it has ended already
         os.kill(assistant, signal.SIGKILL)
         os.waitpid(assistant, 0)
-    os.write(2, (SHOW_CURSOR if sys.stderr.isatty() else b"") + b"\nstopped\n")
     os._exit(130)
 
 
