@@ -61,10 +61,8 @@ class DecisionLog:
         self, path: Path, *, text: bool = False, key: bytes | None = None, max_bytes: int = 100 * 2**20, keep: int = 10
     ) -> None:
         self._path = path
-        self._text = text
-        self._key = key or secrets.token_bytes(32)
-        self._max_bytes = max_bytes
-        self._keep = keep
+        self._own_key = secrets.token_bytes(32)
+        self.configure(text=text, key=key, max_bytes=max_bytes, keep=keep)
         self._previous = _last_hash(path)
         self._size = _size(path)
         self._waiting: queue.Queue[Entry | None] = queue.Queue(QUEUE_LIMIT)
@@ -78,6 +76,18 @@ class DecisionLog:
             )
         self._writer = threading.Thread(target=self._write, name="guardrail-audit", daemon=True)
         self._writer.start()
+
+    def configure(self, *, text: bool = False, key: bytes | None = None, max_bytes: int = 100 * 2**20, keep: int = 10) -> None:
+        """Set what was set at the start; entries that wait already may be written either way."""
+        self._text = text
+        self._key = key or self._own_key
+        self._max_bytes = max_bytes
+        self._keep = keep
+
+    @property
+    def path(self) -> Path:
+        """The file that is written now."""
+        return self._path
 
     @property
     def failed(self) -> bool:

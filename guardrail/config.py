@@ -163,6 +163,11 @@ class LogConfig(Part):
     on_full: Literal["ignore", "refuse"] = "ignore"
     """While the log cannot be written: go on, or refuse every turn."""
 
+    def options(self) -> dict[str, Any]:
+        """Keyword arguments of `DecisionLog`."""
+        key = self.key.get_secret_value().encode() if self.key else None
+        return {"text": self.text, "key": key, "max_bytes": self.max_bytes, "keep": self.keep}
+
 
 class Config(PolicyKeys):
     """guardrail.yaml, complete and consistent. `load_config` makes it."""

@@ -282,11 +282,7 @@ class Guard:
 
 def _log_of(config: Config, near: Path) -> DecisionLog | None:
     """The decision log that a config asks for, opened. Raises `LogError`."""
-    if config.log is None:
-        return None
-    wanted = config.log
-    key = wanted.key.get_secret_value().encode() if wanted.key else None
-    return DecisionLog(near / wanted.path, text=wanted.text, key=key, max_bytes=wanted.max_bytes, keep=wanted.keep)
+    return DecisionLog(near / config.log.path, **config.log.options()) if config.log else None
 
 
 def _served(scorer: Scorer, thresholds: Mapping[str, Thresholds]) -> dict[str, Topic]:
