@@ -150,7 +150,7 @@ def check(
     from guardrail.guard import Guard
 
     loaded, _ = load_config(config)
-    with Guard.from_file(config, run_tests=False) as guard:
+    with Guard.from_file(config, run_tests=False, log=False) as guard:
         results = [guard.run_test(test) for test in loaded.tests]
         flips = [flip for result in results if mutate and result.passed for flip in _flips(guard, result.test)]
     failed = sum(not result.passed for result in results)
@@ -188,7 +188,7 @@ def explain(
     """Tell the whole story of one decision: context, scores, thresholds, rules tried, decision, time."""
     from guardrail.guard import Guard
 
-    with Guard.from_file(config, run_tests=False) as guard:
+    with Guard.from_file(config, run_tests=False, log=False) as guard:
         story = guard.explain(text, context=tuple(after or ()))
     typer.echo(json.dumps(_story(story), ensure_ascii=False) if as_json else _told(story))
 
@@ -200,13 +200,16 @@ def _story(story: Explanation) -> dict[str, Any]:
             "high": score.high,
             "not_related_below": story.seen.topics[name].thresholds.not_related,
             "related_from": story.seen.topics[name].thresholds.related,
+            "thresholds_from": "config" if name in story.by_hand else "adapter",
             "band": story.decision.bands[name].value,
             "adapter": story.seen.topics[name].adapter,
         }
         for name, score in story.seen.scores.items()
     }
+    parts = [{"topic": p.topic, "view": p.view, "text": p.text, "score": p.probability} for p in story.parts]
     rules = [{"rule": name, "holds": holds} for name, holds in story.tried]
-    return {"text": story.turn.text, "context": story.turn.context, "topics": topics, "rules": rules, **_plain(story.decision)}
+    said = {"text": story.turn.text, "context": story.turn.context}
+    return {**said, "topics": topics, "parts": parts, "rules": rules, **_plain(story.decision)}
 
 
 def _told(story: Explanation) -> str:
@@ -215,10 +218,21 @@ def _told(story: Explanation) -> str:
     for name, topic in facts["topics"].items():
         spread = "" if topic["low"] == topic["high"] else f" (parts from {topic['low']:.3f} to {topic['high']:.3f})"
         limits = f"not related below {topic['not_related_below']:.3f}, related from {topic['related_from']:.3f}"
-        score = facts["scores"][name]
-        lines.append(f"score      {name} {score:.3f} = {topic['band']}{spread}; {limits}; adapter {topic['adapter']}")
+        score, source = facts["scores"][name], topic["thresholds_from"]
+        lines.append(
+            f"score      {name} {score:.3f} = {topic['band']}{spread}; {limits} (set by the {source}); {topic['adapter']}"
+        )
+    if len(facts["parts"]) > len(facts["topics"]):
+        lines += [f"part       {p['topic']} {p['score']:.3f} {p['view']}: {p['text']}" for p in facts["parts"]]
+    lines += [f"escalated  {facts['escalated']}"] if facts["escalated"] else []
     lines += [f"rule       {rule['rule']}: {'holds' if rule['holds'] else 'does not hold'}" for rule in facts["rules"]]
-    lines.append(f"decision   {facts['action']}, because {facts['reason']} (policy {facts['policy_version']})")
+    version = f"policy {facts['policy']}, version {facts['policy_version'] or '-'}"
+    lines.append(f"decision   {facts['action']}, because {facts['reason']} ({version})")
+    lines += [f"shadow     would {facts['shadow']}"] if facts["shadow"] else []
+    if story.decision.beside is not None:
+        beside = story.decision.beside
+        lines.append(f"beside     {beside.policy} would {beside.action.value}, because {beside.reason}")
+    lines += [f"flags      {', '.join(facts['flags'])}"] if facts["flags"] else []
     lines += [f"reply      {facts['reply']}"] if facts["reply"] else []
     lines += [f"route      {facts['route']}"] if facts["route"] else []
     lines.append(f"time       {facts['timings']['guard_ms']:.1f} ms")
@@ -227,14 +241,17 @@ def _told(story: Explanation) -> str:
 
 def _plain(decision: Any) -> dict[str, Any]:
     """A decision as JSON values."""
-    from dataclasses import fields
+    from dataclasses import fields, is_dataclass
 
     def value(thing: Any) -> Any:
+        if is_dataclass(thing):
+            return {field.name: value(getattr(thing, field.name)) for field in fields(thing)}
         if hasattr(thing, "items"):
             return {key: value(item) for key, item in thing.items()}
         return getattr(thing, "value", thing)
 
-    return {field.name: value(getattr(decision, field.name)) for field in fields(decision)}
+    plain: dict[str, Any] = value(decision)
+    return plain
 
 
 audit_commands = typer.Typer(help="The decision log.", no_args_is_help=True)

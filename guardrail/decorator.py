@@ -4,7 +4,7 @@ The guarded argument is the one named (or counted) by `parameter`, else the firs
 `prompt` ...), else the first. It may be a text, OpenAI messages, a message, or a mapping or pydantic model that holds one of
 these under a usual name. A refused call never reaches the function; what comes back has the function's own return shape: by its
 return annotation a `str`, a message dict, a `ChatCompletion`, or a stream of `str` or `ChatCompletionChunk`. `on_refuse="raise"`
-raises `Refused` instead. Earlier turns that were refused are taken out of the messages that the function gets (see `Guard.judge`).
+raises `Refused` instead. Refused earlier turns are taken out of the messages that the function gets (see `Guard.judge`).
 """
 
 from __future__ import annotations

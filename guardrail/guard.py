@@ -21,7 +21,7 @@ from guardrail.errors import ConfigError, Problem, ScoringError
 from guardrail.history import Memory
 from guardrail.judging import Conversation, Judgement, Said, Setup, Waits, judging, read
 from guardrail.policy import Decision, Observation, Policies, Policy, Request
-from guardrail.scoring import Scorer, Scores, Thresholds, Topic
+from guardrail.scoring import Explaining, Part, Scorer, Scores, Thresholds, Topic
 
 if TYPE_CHECKING:
     from guardrail.adapter import Adapter
@@ -42,12 +42,19 @@ class Refused(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """One decision and everything that led to it; `tried` names each rule that was looked at and whether it held."""
+    """One decision and everything that led to it."""
 
     turn: Turn
     seen: Observation
     tried: tuple[tuple[str, bool], ...]
+    """Each rule that was looked at, and whether it held."""
     decision: Decision
+    parts: tuple[Part, ...] = ()
+    """Scores of the text's views and windows, where the scorer can tell them."""
+    by_hand: frozenset[str] = frozenset()
+    """Topics whose thresholds are the config's, not the adapter's."""
+    dropped: tuple[int, ...] = ()
+    """Messages of refused turns, which were no context and are not forwarded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,8 +120,8 @@ class Guard:
         _check_names(self._setup)
 
     @classmethod
-    def from_file(cls, path: str | Path, *, run_tests: bool = True) -> Guard:
-        """The guard that a config file describes; its `tests` are run first, and are not logged.
+    def from_file(cls, path: str | Path, *, run_tests: bool = True, log: bool = True) -> Guard:
+        """The guard that a config file describes; its `tests` are run first, and are not logged. Without `log` nothing is.
 
         Raises `ConfigError` for a wrong file or a failed test, `AdapterError` for an adapter that does not fit, `LogError` for a
         decision log that cannot be written.
@@ -122,7 +129,8 @@ class Guard:
         from guardrail.config import load_config
 
         config, adapters = load_config(path)
-        guard = cls._opened(config, adapters, Path(path).resolve().parent, _log_of(config, Path(path).resolve().parent))
+        near = Path(path).resolve().parent
+        guard = cls._opened(config, adapters, near, _log_of(config, near) if log else None)
         try:
             guard.run_tests(config, path if run_tests else None)
         except BaseException:
@@ -145,6 +153,8 @@ class Guard:
         except BaseException:
             for scorer in opened.values():
                 scorer.close()
+            if log is not None:
+                log.close()
             raise
 
     @classmethod
@@ -243,10 +253,14 @@ class Guard:
         with self._lease() as setup:
             unlogged = replace(setup, log=None)
             judgement = _wait(judging(unlogged, read(said, context, setup.context_turns), request))
-        if judgement.seen is None:
-            raise ScoringError(judgement.decision.error or "not scored")
-        policy = setup.policies.select(judgement.seen.request)
-        return Explanation(judgement.turn, judgement.seen, tuple(policy.tried(judgement.seen)), judgement.decision)
+            if judgement.seen is None:
+                raise ScoringError(judgement.decision.error or "not scored")
+            parts = tuple(setup.scorer.parts(judgement.turn)) if isinstance(setup.scorer, Explaining) else ()
+        tried = tuple(setup.policies.select(judgement.seen.request).tried(judgement.seen))
+        by_hand = frozenset(
+            name for name, topic in setup.scorer.topics.items() if topic.thresholds != setup.topics[name].thresholds
+        )
+        return Explanation(judgement.turn, judgement.seen, tried, judgement.decision, parts, by_hand, judgement.dropped)
 
     def run_test(self, test: TestConfig) -> TestResult:
         """Judge the sentence of a policy test; in shadow mode by what an enforcing policy would do."""

@@ -6,11 +6,11 @@ a caller in an event loop wraps it with `asyncio.wrap_future`. That way the logi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from enum import Enum
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from guardrail.chat import Turn
 
@@ -88,4 +88,25 @@ class Scorer(Protocol):
 
     def close(self) -> None:
         """Stop the workers; what still waits ends with `ClosedError`."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One of the scores that a topic's score was made of: P(related) of a window of a view of the text."""
+
+    topic: str
+    view: str
+    """`as written`, or `normalised`."""
+    text: str
+    """Of the window."""
+    probability: float
+
+
+@runtime_checkable
+class Explaining(Protocol):
+    """A scorer that can tell how a score came about; slower than `submit`, and for people only."""
+
+    def parts(self, turn: Turn) -> Sequence[Part]:
+        """The score of each window of each view, for every topic; raises `ScoringError`."""
         ...
