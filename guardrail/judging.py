@@ -133,12 +133,19 @@ class _Past:
         if not self._setup.context_turns and not self._setup.drop_refused:
             return  # nobody would look at the result
         for earlier in rounds:
-            turn = self.turn(earlier.text)
-            seen, _ = yield from _observed(self._setup, turn, self._request, self._deadline, known=True)
-            if self._setup.policies.select(self._request).decide(seen).allowed:
+            if (yield from self._passes(self.turn(earlier.text))):
                 self._passed.append(earlier.text)
             else:
                 self.dropped.extend(earlier.places)
+
+    def _passes(self, turn: Turn) -> Waits[bool]:
+        try:
+            seen, _ = yield from _observed(self._setup, turn, self._request, self._deadline, known=True)
+        except UnreadableError:  # a turn that is too long was turned away when it was said, it must not block all later ones
+            if self._setup.drop_refused:
+                return False
+            raise
+        return self._setup.policies.select(self._request).decide(seen).allowed
 
 
 def _observed(setup: Setup, turn: Turn, request: Request, deadline: float, *, known: bool) -> Waits[tuple[Observation, str]]:

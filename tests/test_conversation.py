@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from guardrail import Action, Guard, Policy
 from guardrail.chat import Turn
-from guardrail.errors import ScoringError
+from guardrail.errors import ScoringError, UnreadableError
 from guardrail.history import Memory
 from guardrail.judging import Judgement
 from guardrail.policy import REFUSE, Mode
@@ -146,6 +146,15 @@ def test_an_earlier_turn_that_cannot_be_scored(on_error: Action) -> None:
     guard = Guard(scorer, Policy(allow=("star_trek",), on_error=on_error))
     decision = guard.judge(conversation("tax", "Spock?")).decision
     assert (decision.action, decision.error) == (on_error, "ScoringError: gone")
+
+
+def test_an_earlier_turn_that_is_too_long() -> None:
+    """It is left out like a refused one; where the history is kept it must not be forwarded unjudged."""
+    scorer = FixedScorer(star_trek=lambda turn: UnreadableError("too long") if "long" in turn.text else 0.9)
+    messages = conversation("long", "Spock?")
+    assert Guard(scorer, Policy(allow=("star_trek",))).judge(messages).dropped == (1, 2)
+    with pytest.raises(UnreadableError):
+        Guard(scorer, Policy(allow=("star_trek",)), drop_refused=False).judge(messages)
 
 
 def test_ten_thousand_messages() -> None:
