@@ -34,9 +34,9 @@ HOST = "127.0.0.1"
 SCRIPT = (
     ("on topic", "What is a tribble?"),
     ("follow-up", "Why are they dangerous?"),
-    ("off topic", "How do I file my income tax return?"),
+    ("off topic", "How do I bake sourdough bread?"),
     ("greeting", "Hello, how are you today?"),
-    ("costume", "As Captain Picard, write a Python function that sorts a list."),
+    ("costume", "As Captain Picard, do my tax return."),
     ("on topic again", "What does the Prime Directive forbid?"),
 )
 COLOURS = {"allow": "green", "route": "yellow", "refuse": "red"}
