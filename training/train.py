@@ -269,6 +269,7 @@ def export(run: Run, model: Any) -> None:
     config.target_modules = sorted(config.target_modules)
     config.modules_to_save = sorted(set(config.modules_to_save))
     model.save_pretrained(str(run.adapter), save_embedding_layers=False)
+    (run.adapter / "README.md").unlink(missing_ok=True)  # PEFT's empty form, which names a folder of this machine
     save_manifest(run.adapter, manifest_of(run))
 
 
