@@ -83,6 +83,9 @@ def calibrate_command(
 def evaluate_command(
     recipe: Recipe,
     on: Annotated[Path | None, typer.Option(help="JSONL file with labels; default: the test part.", exists=True)] = None,
+    bench: Annotated[
+        bool, typer.Option("--bench", help="Measure on the topic's benchmark, training/topics/TOPIC/bench/.")
+    ] = False,
     form: Form = "int8",
     as_json: AsJson = False,
     overrides: Overrides = None,
@@ -90,7 +93,12 @@ def evaluate_command(
     adapters: Adapters = ADAPTERS,
 ) -> None:
     """Measure the adapter: overall and per slice."""
-    _evaluate(open_run(recipe, overrides or (), runs, adapters), on, _form(form), as_json)
+    from training.evaluate import bench_of
+
+    if bench and on is not None:
+        raise TrainingError("give either --bench or --on, not both")
+    run = open_run(recipe, overrides or (), runs, adapters)
+    _evaluate(run, bench_of(run) if bench else on, _form(form), as_json)
 
 
 @app.command("card")

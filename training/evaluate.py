@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -24,6 +25,7 @@ from training.metrics import (
 )
 from training.run import Run
 from training.score import ServedForm, score_examples, truth_of
+from training.topic import read_messages
 
 RATES = (0.01, 0.03, 0.05, 0.1)
 """False-positive rates at which recall is reported."""
@@ -31,22 +33,40 @@ WORST = 10
 
 
 def evaluate(run: Run, on: Path | None, form: ServedForm) -> dict[str, Any]:
-    """Figures on a JSONL file, or on the test part; also written to the run's folder as JSON and Markdown."""
+    """Figures on a JSONL file or a folder of message files, or on the test part; also written to the run's folder."""
     adapter = load_adapter(run.require_adapter())
     path = on or run.file("test")
-    examples = read_jsonl(path) if on else run.examples("test")
+    examples = read_messages(path) if path.is_dir() else read_jsonl(path) if on else run.examples("test")
     scores = score_examples(run.adapter, examples, form, run.near)
     report = {
         "adapter": {"name": run.recipe.adapter, "version": adapter.version},
         "form": form,
-        "data": {"name": path.stem, "texts": len(examples), "sha256": sha256_of(path)},
-        "command": f"python -m training evaluate {run.recipe.name}{f' --on {path.name}' if on else ''} --form {form}",
+        "data": {"name": path.stem, "texts": len(examples), "sha256": _sha256(path)},
+        "command": f"python -m training evaluate {run.recipe.name}{_option(run, on)} --form {form}",
         **figures_of(examples, scores, adapter.manifest.calibrated(form).thresholds()),
     }
     target = run.folder / "evaluate" / f"{path.stem}-{form}"
     write_json(target.with_suffix(".json"), report)
     write_text(target.with_suffix(".md"), to_markdown(report))
     return report
+
+
+def bench_of(run: Run) -> Path:
+    """The folder of the topic's own benchmark, which is never trained on."""
+    return run.topic(run.recipe.topic) / "bench"
+
+
+def _option(run: Run, on: Path | None) -> str:
+    if on is None:
+        return ""
+    return " --bench" if on == bench_of(run) else f" --on {on.name}"
+
+
+def _sha256(path: Path) -> str:
+    """Of a file, or over the files of a folder in the order of their names."""
+    if not path.is_dir():
+        return sha256_of(path)
+    return hashlib.sha256("".join(sha256_of(file) for file in sorted(path.glob("*.txt"))).encode()).hexdigest()
 
 
 def figures_of(examples: Sequence[Example], scores: Floats, thresholds: Thresholds) -> dict[str, Any]:
