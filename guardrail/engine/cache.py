@@ -26,7 +26,7 @@ from guardrail.engine.store import cache_home, exclusive, sha256_once
 from guardrail.engine.weights import is_peft, load_merged, load_tokenizer, resolve_base, tokenizer_folder, weights_sha256
 from guardrail.errors import AdapterError
 
-FORMAT = 1
+FORMAT = 2
 """Of the compiled form; a new number makes every adapter be compiled again."""
 DIGESTS = "digests.json"
 

@@ -63,7 +63,7 @@ def write_compiled(model: Any, adapter: Adapter, folder: Path) -> None:
 
     with TemporaryDirectory(dir=folder) as exported:
         _export(model, adapter, Path(exported) / MODEL)
-        graph = quantise(onnx.load(Path(exported) / MODEL))
+        graph = quantise(Path(exported) / MODEL, model.config.get_text_config().vocab_size)
     large = sum(len(weight.raw_data) for weight in graph.graph.initializer) > LARGEST_FILE
     onnx.save(graph, folder / MODEL, save_as_external_data=large, location="weights.bin")
 
@@ -76,7 +76,7 @@ def _export(model: Any, adapter: Adapter, path: Path) -> None:
 
     shown = (torch.ones(1, 16, dtype=torch.long), torch.zeros(1, 16, dtype=torch.long))
     axes = {name: {0: "rows", 1: "tokens"} for name in ("input_ids", "token_type_ids")}
-    named = {"input_names": list(axes), "output_names": ["margin"], "dynamic_axes": axes, "opset_version": OPSET}
+    named: dict[str, Any] = {"input_names": list(axes), "output_names": ["margin"], "dynamic_axes": axes, "opset_version": OPSET}
     with warnings.catch_warnings(), torch.inference_mode(), redirect_stdout(StringIO()):
         warnings.simplefilter("ignore")  # that it traces, and that there is a newer exporter
         try:

