@@ -163,3 +163,20 @@ def test_slow_reader_holds_up_the_upstream(proxy_url: str, upstream: Upstream) -
 
         until(stalled)
         assert sum(sent) < 32 * 2**20
+
+
+def test_client_that_does_not_read_is_given_up(proxies: Proxies, upstream: Upstream, caplog: pytest.LogCaptureFixture) -> None:
+    """After the longest silence, the request of a client that takes nothing is ended, here and upstream."""
+
+    async def flood(call: Call) -> None:
+        await call.start(200, {"content-type": "text/event-stream"})
+        for _ in range(2000):  # 128 MiB, a boundary wherever it is cut
+            await call.send(b"\n" * 65536)
+
+    upstream.behaviour = flood
+    url = proxies(
+        proxy={"upstreams": {name: {"url": f"{upstream.url}/v1", "idle_timeout": 0.5} for name in ("default", "large")}}
+    )
+    with caplog.at_level("INFO", logger="guardrail.proxy"), connect(url) as client:
+        client.sendall(post(body(True)))
+        until(lambda: "outcome=upstream_timeout" in caplog.text)
