@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from guardrail.policy import RESERVED, Action, Do, Escalate, Facts, Mode, Policy, Range, Request, Rule
+from guardrail.policy import ANY, RESERVED, Action, Do, Escalate, Facts, Mode, Policy, Range, Request, Rule
 from guardrail.scoring import Band
 
 
@@ -116,7 +116,8 @@ class RequestConditions(Part):
     def facts(self) -> Facts:
         """As the policy knows them."""
         patterns = {name: getattr(self, name) for name in (*FACTS, "role") if getattr(self, name, ())}
-        return Facts(patterns, {name.lower(): values for name, values in self.headers.items()})
+        headers = {name.lower(): values for name, values in self.headers.items()}
+        return Facts(patterns, headers) if patterns or headers else ANY
 
 
 class Conditions(RequestConditions):

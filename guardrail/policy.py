@@ -219,8 +219,9 @@ class Policy:
 
     def decide(self, seen: Observation) -> Decision:
         """The decision on one observation. Pure; `KeyError` if a topic of the policy was not scored."""
-        flags = tuple(rule.flag for rule in self.rules if rule.flag and _holds(rule, seen))
-        do, reason, rule = self._verdict(seen)
+        bands = _bands(seen) if self.rules else {}
+        flags = tuple(rule.flag for rule in self.rules if rule.flag and _holds(rule, seen, bands))
+        do, reason, rule = self._verdict(seen, bands)
         return self._decision(do, reason, rule, flags, seen)
 
     def decide_unscored(self, error: str, retry_after: float | None = None, seed: int = 0) -> Decision:
@@ -248,12 +249,12 @@ class Policy:
 
     def verdict(self, seen: Observation) -> Verdict:
         """What this policy would do, as it is recorded beside the decision of another one."""
-        do, reason, rule = self._verdict(seen)
+        do, reason, rule = self._verdict(seen, _bands(seen))
         return Verdict(self.name, do.action, rule, reason, self.version)
 
-    def _verdict(self, seen: Observation) -> tuple[Do, str, str]:
+    def _verdict(self, seen: Observation, bands: Bands) -> tuple[Do, str, str]:
         for rule in self.rules:
-            if rule.do is not None and _holds(rule, seen):
+            if rule.do is not None and _holds(rule, seen, bands):
                 return rule.do, f"rule {rule.name!r} holds", rule.name
         doubt = ""
         for topic in self.deny:
@@ -307,8 +308,9 @@ class Policy:
 
     def tried(self, seen: Observation) -> Iterator[tuple[str, bool]]:
         """Each rule's name and whether it holds, in order, up to the one that decides."""
+        bands = _bands(seen)
         for rule in self.rules:
-            holds = _holds(rule, seen)
+            holds = _holds(rule, seen, bands)
             yield rule.name, holds
             if holds and rule.do is not None:
                 return
@@ -326,22 +328,37 @@ class Policy:
         yield from (do.to for do in (self.unsure, *(rule.do for rule in self.rules)) if do is not None and do.to is not None)
 
 
-def _holds(rule: Rule, seen: Observation) -> bool:
+Bands = Mapping[str, tuple[Band, Band]]
+"""Topic -> band of its lowest and of its highest score; read once a decision, because 20 rules would read them 20 times."""
+
+
+def _bands(seen: Observation) -> Bands:
+    limits = {name: topic.thresholds for name, topic in seen.topics.items()}
+    return {name: (limits[name].band(score.low), limits[name].band(score.high)) for name, score in seen.scores.items()}
+
+
+def _holds(rule: Rule, seen: Observation, bands: Bands) -> bool:
     """A rule that lets pass needs all parts of the text in its bands, one that refuses or flags only one: cautious both ways."""
     if rule.text_longer_than is not None and seen.text_length <= rule.text_longer_than:
         return False
     if rule.text_shorter_than is not None and seen.text_length >= rule.text_shorter_than:
         return False
-    if not rule.facts.hold(seen.request):
+    if rule.facts is not ANY and not rule.facts.hold(seen.request):
         return False
     passes = rule.do is not None and rule.do.action is not Action.REFUSE
-    enough = all if passes else any
-    return all(
-        enough(seen.band(topic, strict=strict) in bands for strict in (True, False)) for topic, bands in rule.bands.items()
-    ) and all(
-        enough(span.holds(score) for score in (seen.scores[topic].low, seen.scores[topic].high))
-        for topic, span in rule.ranges.items()
-    )
+    for topic, wanted in rule.bands.items():
+        low, high = bands[topic]
+        if not _enough(passes, low in wanted, high in wanted):
+            return False
+    for topic, span in rule.ranges.items():
+        score = seen.scores[topic]
+        if not _enough(passes, span.holds(score.low), span.holds(score.high)):
+            return False
+    return True
+
+
+def _enough(passes: bool, lowest: bool, highest: bool) -> bool:
+    return (lowest and highest) if passes else (lowest or highest)
 
 
 @dataclass(frozen=True, slots=True)
