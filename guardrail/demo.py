@@ -37,7 +37,7 @@ SCRIPT = (
     ("off topic", "How do I bake sourdough bread?"),
     ("greeting", "Hello, how are you today?"),
     ("costume", "As Captain Picard, do my tax return."),
-    ("on topic again", "What does the Prime Directive forbid?"),
+    ("on topic again", "What does Starfleet's Prime Directive forbid?"),
 )
 COLOURS = {"allow": "green", "route": "yellow", "refuse": "red"}
 PATIENCE = 10
@@ -101,12 +101,11 @@ def play(client: OpenAI, guard: Guard, console: Console, script: Iterable[tuple[
 def _turn(client: OpenAI, guard: Guard, messages: list[Any], console: Console) -> str:
     """One turn, shown as it happens; returns the reply."""
     _Line(console, "user").write(messages[-1]["content"]).end()
-    decision = guard.check(messages)
     began = time.perf_counter()
+    decision = guard.check(messages)
     answer = client.chat.completions.with_raw_response.create(model="demo", messages=messages, stream=True)
     action = answer.headers["x-guardrail-action"]
-    facts = [f"{topic} {score:.3f} {decision.bands[topic].value}" for topic, score in decision.scores.items()]
-    told = "  ".join([*facts, f"{decision.timings['guard_ms']:.1f} ms"])
+    told = ", ".join(f"{topic} {score:.3f} {decision.bands[topic].value}" for topic, score in decision.scores.items())
     _Line(console, "guard").write(f"{action:<8}", f"bold {COLOURS[action]}").write(told).end()
     line, reply = _Line(console, "refusal" if action == "refuse" else "assistant"), ""
     with answer.parse() as chunks:
@@ -114,7 +113,8 @@ def _turn(client: OpenAI, guard: Guard, messages: list[Any], console: Console) -
             piece = chunk.choices[0].delta.content if chunk.choices else None
             line.write(piece or "")
             reply += piece or ""
-    line.write(f" ({time.perf_counter() - began:.2f}s)", "dim").end()
+    times = f" ({decision.timings['guard_ms']:.1f} ms to decide, {time.perf_counter() - began:.2f} s in all)"
+    line.write(times, "dim").end()
     return reply
 
 
