@@ -16,7 +16,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
-from types import MappingProxyType
+from types import MappingProxyType, TracebackType
 from typing import Literal
 
 from guardrail.adapter import Adapter, Calibration, Form
@@ -132,6 +132,12 @@ class Engine:
             if thread is not threading.current_thread():
                 thread.join(CLOSING_SECONDS)
 
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
     def _work(self) -> None:
         while flights := self._queue.take(self._batch_tokens):
             started = perf_counter()
@@ -184,7 +190,7 @@ class Engine:
 
     def _fail(self, flight: Flight, error: GuardrailError) -> None:
         for future in self._queue.land(flight):
-            if not future.done() and future.set_running_or_notify_cancel():
+            if future.set_running_or_notify_cancel():
                 future.set_exception(error)
 
 

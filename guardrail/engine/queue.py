@@ -95,17 +95,18 @@ class TurnQueue:
         while self._waiting and (not taken or self._waiting[0].tokens <= tokens):
             flight = self._waiting.popleft()
             if flight.abandoned:
-                self._forget(flight)
+                self._drop(flight)
                 continue
             taken.append(flight)
             tokens -= flight.tokens
         return taken
 
     def land(self, flight: Flight) -> list[Future[Scores]]:
-        """The futures to be answered; whoever asks from now on starts anew."""
+        """The futures to be answered, once; whoever asks from now on starts anew."""
         with self._changed:
             self._forget(flight)
-            return flight.futures
+            futures, flight.futures = flight.futures, []
+            return futures
 
     def worked(self, turns: int, seconds: float) -> None:
         """Tell how long a worker took for some turns."""
@@ -124,7 +125,13 @@ class TurnQueue:
     def _drop_abandoned(self) -> None:
         for flight in [flight for flight in self._waiting if flight.abandoned]:
             self._waiting.remove(flight)
-            self._forget(flight)
+            self._drop(flight)
+
+    def _drop(self, flight: Flight) -> None:
+        """Forget a turn that was cancelled, and tell `concurrent.futures.wait`."""
+        self._forget(flight)
+        for future in flight.futures:
+            future.set_running_or_notify_cancel()
 
     def _forget(self, flight: Flight) -> None:
         if self._flights.get(flight.key) is flight:

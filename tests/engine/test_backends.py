@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from engine.adapters import varied_sentences
 from guardrail.adapter import Adapter, load_adapter, save_manifest
@@ -43,8 +44,6 @@ def test_batch_equals_single(name: str, request: pytest.FixtureRequest) -> None:
 
 def test_torch_scores_what_transformers_scores(trek: Adapter, trek_fp32: Model, qwen: Adapter, qwen_fp32: Model) -> None:
     """One row by itself: the difference of the logits that the plain model gives."""
-    import torch
-
     for adapter, served in ((trek, trek_fp32), (qwen, qwen_fp32)):
         plain = load_merged(adapter)
         for row in rows_of(served, MIXED[:5]):
@@ -159,7 +158,6 @@ def test_int8_sums_cannot_saturate(spread: float) -> None:
 
 def test_more_labels_than_two(qwen: Adapter, copied: Callable[[Adapter], Path]) -> None:
     """Against the others together: sigmoid of the margin is the softmax's probability; one label alone is refused."""
-    import torch
     from transformers import AutoModelForSequenceClassification
 
     folder = copied(qwen)
@@ -182,6 +180,7 @@ def test_more_labels_than_two(qwen: Adapter, copied: Callable[[Adapter], Path]) 
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_cuda_scores_near_the_cpu(trek: Adapter, trek_fp32: Model) -> None:
     """bf16 on a GPU, in batches, against fp32 on the CPU."""
     model = open_model(trek, device="cuda")
