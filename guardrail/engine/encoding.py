@@ -76,11 +76,19 @@ class Encoder:
         body = self._ids(self._bounded(turn.text))
         context = self._context_ids(turn.context)
         template = self._pair if context else self._single
-        room = self._room(len(context), template)
         if not body and self._kind == "decoder":
             body = self._ids("\n")
-        starts = self._starts(len(body), room)
-        return [_filled(template, context, body[start : start + room]) for start in starts]
+        room = self._room(len(context), template)
+        return [_filled(template, context, body[start : start + room]) for start in self._starts(len(body), room)]
+
+    def texts(self, turn: Turn) -> list[str]:
+        """The text of each of `windows`, to be shown to people."""
+        text = self._pieces(self._bounded(turn.text))
+        offsets = self._tokenizer.encode(text, add_special_tokens=False).offsets
+        context = self._context_ids(turn.context)
+        room = self._room(len(context), self._pair if context else self._single)
+        spans = [offsets[start : start + room] for start in self._starts(len(offsets), room)]
+        return [text[span[0][0] : span[-1][1]] if span else "" for span in spans]
 
     def _starts(self, length: int, room: int) -> list[int]:
         last = max(length - room, 0)
@@ -105,8 +113,10 @@ class Encoder:
         return self._ids(LONG_SPACE.sub(_one_space, normalise(_well_formed(newest))))[-self._context :]
 
     def _ids(self, text: str) -> list[int]:
-        pieces = LONG_WORD.sub(r"\1 ", text) if self._kind == "encoder" else text
-        return list(self._tokenizer.encode(pieces, add_special_tokens=False).ids)
+        return list(self._tokenizer.encode(self._pieces(text), add_special_tokens=False).ids)
+
+    def _pieces(self, text: str) -> str:
+        return LONG_WORD.sub(r"\1 ", text) if self._kind == "encoder" else text
 
     def _room(self, context: int, template: _Template) -> int:
         return self._window - len(template.head.ids) - len(template.middle.ids) - len(template.tail.ids) - context

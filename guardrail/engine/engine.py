@@ -11,7 +11,7 @@ import logging
 import math
 import shutil
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +28,7 @@ from guardrail.engine.results import Results, turn_key
 from guardrail.engine.views import views
 from guardrail.engine.weights import is_peft, load_merged, load_tokenizer, resolve_base, tokenizer_folder
 from guardrail.errors import CanaryError, ClosedError, GuardrailError, ScoringError
-from guardrail.scoring import Score, Scores, Topic
+from guardrail.scoring import Part, Score, Scores, Topic
 
 Device = Literal["auto", "cpu", "cuda"]
 CACHED_TURNS = 4096
@@ -63,6 +63,14 @@ class Model:
         """Uncalibrated logit_related - logit_not_related of each row of a turn; what calibration is fitted on."""
         return self.backend.score(self.rows(turn))
 
+    def parts(self, topic: str, turn: Turn) -> Iterator[Part]:
+        """The score of each window of each view, one after the other."""
+        for name, text in zip(("as written", "normalised"), views(turn.text), strict=False):
+            view = Turn(text, turn.context)
+            logits = self.backend.score(self.encoder.windows(view))
+            for window, logit in zip(self.encoder.texts(view), logits, strict=True):
+                yield Part(topic, name, window, probability(logit, self.calibration))
+
     def score(self, logits: Sequence[float]) -> Score:
         """Score from the logits of a turn's rows. Raises `ScoringError` if the model gave something that is no number."""
         found = [probability(logit, self.calibration) for logit in logits]
@@ -79,7 +87,7 @@ def probability(logit: float, calibration: Calibration) -> float:
 
 
 class Engine:
-    """A `scoring.Scorer` on models in this process; `models` is topic -> model, and two topics may share one.
+    """A `scoring.Scorer` (and `Explaining`) on models in this process; `models` is topic -> model, and two topics may share one.
 
     Its threads are daemons and end with `close`.
     """
@@ -123,6 +131,15 @@ class Engine:
         done: Future[Scores] = Future()
         done.set_result(known)
         return done
+
+    def parts(self, turn: Turn) -> list[Part]:
+        """The score of each window of each view, for every topic, in the caller's thread. Raises as a future of `submit` does."""
+        try:
+            return [part for topic, model in self._models.items() for part in model.parts(topic, turn)]
+        except GuardrailError:
+            raise
+        except Exception as exc:
+            raise _as_scoring_error(exc) from exc
 
     def close(self) -> None:
         """Stop the workers; what still waits ends with `ClosedError`."""

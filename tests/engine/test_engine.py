@@ -22,7 +22,7 @@ from guardrail.engine.encoding import Encoded
 from guardrail.engine.engine import Engine, Model, open_engine, probability
 from guardrail.engine.weights import resolve_base
 from guardrail.errors import CanaryError, ClosedError, GuardrailError, OverloadedError, ScoringError, UnreadableError
-from guardrail.scoring import Scores, Thresholds
+from guardrail.scoring import Explaining, Scores, Thresholds
 
 POISON = "the poisoned text"
 BOTH = pytest.mark.parametrize("form", ["int8", "fp32"])
@@ -98,6 +98,25 @@ def test_disguise_does_not_help(trek: Adapter) -> None:
             found = engine.submit(Turn(disguised)).result(30)["topic"]
             assert found.low < found.high
             assert min(abs(found.low - expected), abs(found.high - expected)) < 1e-6
+
+
+def test_parts_are_what_the_score_is_made_of(trek: Adapter) -> None:
+    """Every window of every view with its text, for every topic; the lowest and highest are the score."""
+    text = LONG + "K l i n g o n s and Vulcans. " + LONG
+    with open_engine({"a": trek, "b": trek}, form="int8") as engine:
+        assert isinstance(engine, Explaining)
+        parts = engine.parts(Turn(text, ("before",)))
+        score = engine.submit(Turn(text, ("before",))).result(30)["a"]
+        with pytest.raises(UnreadableError, match="too long"):
+            engine.parts(Turn("word " * 100_000))
+    found = [part for part in parts if part.topic == "a"]
+    assert [part.probability for part in found] == [part.probability for part in parts if part.topic == "b"]
+    assert (min(part.probability for part in found), max(part.probability for part in found)) == (score.low, score.high)
+    assert {part.view for part in found} == {"as written", "normalised"}
+    assert found[0].text.startswith("the bread")
+    assert found[-1].text.endswith("smells good.")
+    assert any("Klingons and Vulcans." in part.text for part in found if part.view == "normalised")
+    assert all(part.text in text for part in found if part.view == "as written")
 
 
 def test_context_changes_the_score(trek: Adapter) -> None:
