@@ -341,10 +341,14 @@ def serve(
     host: Annotated[str | None, typer.Option(help="Instead of the host of proxy.listen.")] = None,
     port: Annotated[int | None, typer.Option(help="Instead of the port of proxy.listen.", min=0, max=65535)] = None,
 ) -> None:
-    """Start the OpenAI-compatible proxy."""
+    """Start the OpenAI-compatible proxy; it follows changes of the file, and SIGHUP."""
+    import logging
+
     from guardrail.proxy import serve as run
 
-    run(config, host=host, port=port)
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(name)s %(message)s")
+    logging.getLogger("guardrail").setLevel(logging.INFO)
+    run(config, host=host, port=port, ready=lambda url: typer.echo(f"guardrail answers at {url}/v1; Ctrl-C stops it", err=True))
 
 
 @app.command()

@@ -24,6 +24,8 @@ from guardrail.policy import Decision, Observation, Policies, Policy, Request
 from guardrail.scoring import Explaining, Part, Scorer, Scores, Thresholds, Topic
 
 if TYPE_CHECKING:
+    from typing_extensions import Self
+
     from guardrail.adapter import Adapter
     from guardrail.config import Config, TestConfig
 
@@ -287,7 +289,7 @@ class Guard:
         if self._setup.log is not None:
             self._setup.log.close()
 
-    def __enter__(self) -> Guard:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None) -> None:

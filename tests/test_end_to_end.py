@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -109,3 +113,39 @@ def test_the_decorator(guard: Guard) -> None:
 
     assert [chat(text) for text in (ON[0], OFF[0])] == ["answer", REFUSAL]
     assert called == [ON[0]]
+
+
+def test_serve_follows_its_file(config: Path, tmp_path: Path) -> None:
+    """A changed reply is taken up on SIGHUP; a wrong file changes nothing and its reason is logged; SIGTERM ends well."""
+    path = tmp_path / "guardrail.yaml"
+    text = f"{config.read_text()}".replace("proxy: {", "proxy: {listen: '127.0.0.1:0', ")
+    path.write_text(text)
+    command = [sys.executable, "-m", "guardrail.cli", "serve", str(path)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
+        assert server.stderr is not None
+        try:
+            url = re.search(r"answers at (\S+);", line_with(server, "answers at"))[1]  # type: ignore[index]
+            with openai.OpenAI(base_url=url, api_key="sk-test", max_retries=0) as client:
+                assert asked(client, OFF[0]) == REFUSAL
+                path.write_text(text.replace(REFUSAL, "Not here."))
+                server.send_signal(signal.SIGHUP)
+                line_with(server, "was loaded again")
+                assert asked(client, OFF[0]) == "Not here."
+                path.write_text("topics: {")
+                server.send_signal(signal.SIGHUP)
+                assert "not valid YAML" in line_with(server, "the old policy stays")
+                assert asked(client, OFF[0]) == "Not here."
+        finally:
+            server.terminate()
+        assert server.wait(30) == 0
+
+
+def line_with(server: subprocess.Popen[str], words: str) -> str:
+    """The next line of a server's stderr that holds some words."""
+    assert server.stderr is not None
+    seen = []
+    for line in server.stderr:
+        seen.append(line)
+        if words in line:
+            return line
+    raise AssertionError("".join(seen))

@@ -37,6 +37,19 @@ class Proxy:
         self._owns_guard = owns_guard
         self._upstreams = Upstreams(config.upstreams, config.max_connections)
 
+    def adopt(self, config: Config) -> None:
+        """Take over the proxy settings of a config that was loaded again; an upstream that is gone stays for requests under way.
+
+        Raises `ConfigError` for settings that need a restart or do not fit.
+        """
+        new = config.proxy or ProxyConfig()
+        if new.listen != self.config.listen:
+            fix = f"set it back to {self.config.listen}, or restart"
+            raise ConfigError([Problem("config", None, "proxy.listen", "cannot change while the proxy runs", fix)])
+        _check_upstreams(new, frozenset(), "config")
+        self.config = new.model_copy(update={"upstreams": {**self.config.upstreams, **new.upstreams}})
+        self._upstreams.configs = self.config.upstreams
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection, as ASGI has it."""
         if scope["type"] == "http":
@@ -148,13 +161,17 @@ def create_app(config: Config | str | Path, guard: Guard | None = None) -> Proxy
         raise TypeError("a config that was loaded needs a guard: create_app(config, Guard.from_config(config, scorer))")
     proxy = loaded.proxy or ProxyConfig()
     routes = frozenset() if guard is None else guard.policies.routes_used()  # those of a file were checked with it
+    _check_upstreams(proxy, routes, file)
+    return Proxy(proxy, guard or Guard.from_file(file), owns_guard=guard is None)
+
+
+def _check_upstreams(proxy: ProxyConfig, routes: frozenset[str], file: str) -> None:
     missing = sorted({DEFAULT, *routes} - set(proxy.upstreams))
     if missing:
         fix = f'add `upstreams: {{{missing[0]}: {{url: "http://127.0.0.1:11434/v1"}}}}` under proxy'
         raise ConfigError(
             [Problem(file, None, f"proxy.upstreams.{name}", "there is no such server to ask", fix) for name in missing]
         )
-    return Proxy(proxy, guard or Guard.from_file(file), owns_guard=guard is None)
 
 
 def _path(scope: Scope) -> bytes:

@@ -12,10 +12,11 @@ from types import FrameType
 
 import uvicorn
 
-from guardrail.config import ProxyConfig, load_config
+from guardrail.config import Config, ProxyConfig, load_config
 from guardrail.errors import GuardrailError
-from guardrail.proxy.app import create_app
+from guardrail.proxy.app import Proxy, create_app
 from guardrail.proxy.asgi import App
+from guardrail.reload import ReloadingGuard
 
 DRAIN_SECONDS = 30
 KEEP_ALIVE_SECONDS = 75
@@ -36,6 +37,8 @@ def serve(
 ) -> None:
     """Serve until SIGTERM or Ctrl-C; requests under way get `DRAIN_SECONDS` to end.
 
+    The file is followed: what changes in it is taken up whole or not at all, on SIGHUP too; the logger `guardrail.reload` tells.
+
     Args:
         config_path: the config file.
         host: instead of the host of `proxy.listen`.
@@ -47,11 +50,28 @@ def serve(
         ListenError: the address is taken, not ours, or needs rights.
         KeyboardInterrupt: after Ctrl-C, when all is shut down.
     """
-    proxy = load_config(config_path)[0].proxy or ProxyConfig()
+    config = load_config(config_path)[0]
+    proxy = config.proxy or ProxyConfig()
     listener = listen(host or proxy.host, proxy.port if port is None else port)
-    with listener, _quiet_sigterm():
-        server = _Server(uvicorn_config(create_app(config_path)), ready or (lambda url: None))
-        server.run(sockets=[listener])
+    with listener, _quiet_sigterm(), _following(config_path, config) as app:
+        _Server(uvicorn_config(app), ready or (lambda url: None)).run(sockets=[listener])
+
+
+@contextmanager
+def _following(path: str | Path, config: Config) -> Iterator[Proxy]:
+    """The app with a guard that follows the config file."""
+    apps: list[Proxy] = []  # none yet when the guard is loaded for the first time
+
+    def adopt(new: Config) -> None:
+        for app in apps:
+            app.adopt(new)
+
+    with ReloadingGuard(path, accept=adopt) as guard:
+        app = create_app(config, guard)
+        apps.append(app)
+        if current_thread() is main_thread():
+            guard.watch(on_sighup=hasattr(signal, "SIGHUP"))
+        yield app
 
 
 def listen(host: str, port: int) -> socket.socket:

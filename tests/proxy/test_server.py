@@ -22,12 +22,11 @@ from proxy.servers import PATIENCE, Call, Upstream, ask, chunk, connect, post, u
 
 PROGRAM = """
 import sys
-from guardrail import Guard
+from guardrail.engine import engine
 from guardrail.proxy import ListenError, serve, server
 from guardrail.testing import FixedScorer
-from guardrail.config import load_config
 server.DRAIN_SECONDS = 1
-Guard.from_file = classmethod(lambda cls, path: Guard.from_config(load_config(path)[0], FixedScorer(star_trek=0.99)))
+engine.open_engine = lambda adapters, **options: FixedScorer(star_trek=0.99)
 try:
     serve(sys.argv[1], ready=lambda url: print(url, flush=True))
 except ListenError as exc:
