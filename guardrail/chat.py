@@ -64,9 +64,9 @@ def _read_message(message: object, param: str) -> Message:
     if not isinstance(message, Mapping):
         raise UnreadableError("message is not an object with role and content", param)
     role = message.get("role")
-    if role not in ROLES:
+    if not isinstance(role, str) or role not in ROLES:
         raise UnreadableError(f"unknown role {role!r}; known are {', '.join(sorted(ROLES))}", f"{param}.role")
-    return Message(str(role), content_text(message.get("content"), f"{param}.content"))
+    return Message(role, content_text(message.get("content"), f"{param}.content"))
 
 
 @dataclass(frozen=True, slots=True)

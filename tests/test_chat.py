@@ -55,6 +55,7 @@ def test_content_parts_are_joined() -> None:
         ({"role": "user", "content": ["a"]}, "messages[0].content[0]"),
         ({"role": "user", "content": 3}, "messages[0].content"),
         ({"role": "wizard", "content": "a"}, "messages[0].role"),
+        ({"role": ["user"], "content": "a"}, "messages[0].role"),
         ({"content": "a"}, "messages[0].role"),
         ("hello", "messages[0]"),
     ],
