@@ -3,7 +3,7 @@
 A name is tracked when it can be recognised: at least four letters, not of common words alone ("Data", "The Ship"). A
 name of several words is also recognised by any word of it that belongs to no other name ("Picard" for Jean-Luc Picard). Names
 with the same last word stand together as one *entity* (the Crushers), so that no family is torn apart. What is not tracked, and
-what more than one message in a hundred mentions, belongs to train: it cannot be kept out of there.
+what more than `famous` messages mention, belongs to train: a judge that never heard of Sulu is no use.
 """
 
 from __future__ import annotations
@@ -70,15 +70,14 @@ class Names:
         return frozenset(self.parts[entity] for entity in self.mentions(texts))
 
 
-def build_names(names: Iterable[str], messages: Iterable[Example], share: float, seed: int, famous: float = 0.01) -> Names:
-    """Track names; `share` of the entities is test, as much validation; one in more than `famous` of the messages is train's."""
+def build_names(names: Iterable[str], messages: Iterable[Example], share: float, seed: int, famous: int = 5) -> Names:
+    """Track names; `share` of the entities is test, as much validation; one in more than `famous` messages is train's."""
     texts = [[*message.context, message.input] for message in messages]
     common = common_words(text for turn in texts for text in turn)
     phrases = _phrases({normalise(name) for name in names}, common)
     untied = Names(phrases, {})
     counts = Counter(entity for turn in texts for entity in untied.mentions(turn))
-    limit = famous * max(len(texts), 1)
-    parts = {entity: part_of(share, seed, entity) if counts[entity] <= limit else "train" for entity in set(phrases.values())}
+    parts = {entity: part_of(share, seed, entity) if counts[entity] <= famous else "train" for entity in set(phrases.values())}
     return Names(phrases, parts)
 
 
