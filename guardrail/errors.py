@@ -36,7 +36,7 @@ class Problem:
         """`guardrail.yaml:3: topics.star_trek.adapter: no such adapter. Fix: ...`."""
         place = self.file if self.line is None else f"{self.file}:{self.line}"
         key = f" {self.key}:" if self.key else ""
-        fix = f" Fix: {self.fix}" if self.fix else ""
+        fix = f"{'' if self.reason.endswith('.') else '.'} Fix: {self.fix}" if self.fix else ""
         return f"{place}:{key} {self.reason}{fix}"
 
 
