@@ -15,6 +15,7 @@ from __future__ import annotations
 import importlib
 import json
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -189,22 +190,22 @@ def _response(client: Any, options: Any, call: _Call, refusal: Judgement) -> Any
     return response
 
 
-class _Api:
+class _Api(ABC):
     """Where an API keeps the user's text, and how it says no."""
 
     path: str
 
+    @abstractmethod
     def said(self, body: Body) -> tuple[Said, ...]:
         """What must be judged, each on its own."""
-        raise NotImplementedError
 
     def forwarded(self, body: Body, dropped: tuple[int, ...]) -> Body:
         """The body without dropped messages; the same object if there is nothing to change."""
         return body
 
+    @abstractmethod
     def answer(self, body: Body, text: str, stream: bool) -> bytes:
         """The refusal, as JSON or as an event stream."""
-        raise NotImplementedError
 
 
 class _Chat(_Api):
